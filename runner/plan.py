@@ -1,0 +1,76 @@
+"""From a spec and what is finished to what is still to do, in order. Knows neither model nor file."""
+
+from collections.abc import Iterable, Sequence
+
+from attrs import frozen
+
+from runner.prompt import Prompt
+from runner.spec import Spec
+from runner.sweep import Method
+
+# param_group_name, std_dev, repeat_index, degradation_method, prompt_text: exact, never rounded
+Key = tuple[str, float, int, str, str]
+
+
+@frozen(kw_only=True)
+class Condition:
+    """One damaged model: one level and repeat of a sweep."""
+
+    sweep: str
+    method: Method
+    group: str
+    level: float
+    level_index: int
+    repeat_index: int
+    seed: int
+
+    def key(self, prompt_text: str) -> Key:
+        """What a finished record of this condition is known by."""
+        return (self.group, self.level, self.repeat_index, self.method, prompt_text)
+
+    def __str__(self) -> str:
+        return f"{self.sweep} {self.level:g} repeat {self.repeat_index}"
+
+
+@frozen
+class Job:
+    """A condition and the prompts that it has not answered yet, by their 0-based index in the list of all prompts."""
+
+    condition: Condition
+    prompt_indices: tuple[int, ...]
+
+
+def conditions_of(spec: Spec) -> list[Condition]:
+    """Every condition: one method after the other, sweeps in the order of the spec, levels upwards in damage.
+
+    The repeats of a level stand together, since those of a deterministic level share one damaged model.
+    """
+    methods = dict.fromkeys(sweep.method for sweep in spec.sweeps)
+    return [
+        Condition(
+            sweep=sweep.name,
+            method=sweep.method,
+            group=sweep.group,
+            level=level,
+            level_index=level_index,
+            repeat_index=repeat,
+            seed=spec.run.seed + repeat,
+        )
+        for method in methods
+        for sweep in spec.sweeps
+        if sweep.method == method
+        for level_index, level in enumerate(sweep.resolved_levels())
+        for repeat in range(spec.run.n_rep)
+    ]
+
+
+def jobs_of(conditions: Iterable[Condition], prompts: Sequence[Prompt], finished: set[Key]) -> list[Job]:
+    """The conditions with unanswered prompts. What two sweeps have in common is done once."""
+    done = set(finished)
+    jobs = []
+    for condition in conditions:
+        missing = tuple(i for i, prompt in enumerate(prompts) if condition.key(prompt.text) not in done)
+        done.update(condition.key(prompts[i].text) for i in missing)
+        if missing:
+            jobs.append(Job(condition, missing))
+    return jobs

@@ -1,0 +1,131 @@
+"""What ran: versions, machine, model, and the guard against mixing settings in one results file."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runner.errors import SpecError
+from runner.files import replace_file
+from runner.prompt import Prompt
+from runner.spec import Spec, dump_toml, to_tables
+
+PACKAGES = ("degrade", "torch", "transformers", "accelerate", "bitsandbytes", "numpy", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Python, the packages that decide about numbers, and the commit of this code where it is known."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    found["commit"] = os.environ.get("GIT_SHA") or _commit()
+    return found
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package runs from."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
+    return done.stdout.strip() or "unknown"
+
+
+def machine_facts(device: Any) -> dict[str, str]:
+    """The machine as far as it decides about numbers; `device` is a torch.device."""
+    facts = {"device": str(device), "platform": platform.platform(), "processor": _processor()}
+    if device.type == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "compute_capability": f"{properties.major}.{properties.minor}"}
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        facts |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
+    return facts
+
+
+def _processor() -> str:
+    """The processor's name; Linux keeps it where `platform` does not look."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """A hash of the texts in their order."""
+    return hashlib.sha256("\0".join(prompt.text for prompt in prompts).encode()).hexdigest()[:16]
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def sidecar_path(results: Path) -> Path:
+    """The file beside a results file that says what made it."""
+    return results.with_suffix(".toml")
+
+
+def read_sidecar(results: Path) -> dict[str, Any]:
+    """The sidecar's tables; empty where there is none or it is no TOML."""
+    try:
+        return tomllib.loads(sidecar_path(results).read_text(encoding="utf-8"))
+    except (FileNotFoundError, tomllib.TOMLDecodeError):
+        return {}
+
+
+def write_sidecar(results: Path, spec: Spec, facts: Mapping[str, Any]) -> list[str]:
+    """Write the resolved spec and what ran; every run on the file is kept in `provenance.runs`.
+
+    Returns:
+        What differs from the machine and versions of the run before, one sentence each.
+    """
+    earlier = read_sidecar(results).get("provenance", {}).get("runs", [])
+    last = earlier[-1] if earlier else {}
+    changed = [
+        f"{key}: {last[table][key]} before, {value} now"
+        for table in ("versions", "machine")
+        for key, value in facts[table].items()
+        if key in last.get(table, {}) and last[table][key] != value
+    ]
+    tables = to_tables(spec) | {"provenance": {"runs": [*earlier, dict(facts)]}}
+    replace_file(sidecar_path(results), dump_toml(tables).encode())
+    return changed
+
+
+def check_same_settings(
+    path: Path, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], revision: str | None
+) -> None:
+    """Refuse to add records to a file that was made under other settings.
+
+    Settings that an older record does not have are not compared. The seed is compared as that of repeat 0, the
+    model's revision with the sidecar.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    different: dict[str, tuple[Any, Any]] = {}
+    sidecar = read_sidecar(path).get("model", {}) if records else {}
+    if sidecar and sidecar.get("revision") != revision:
+        different["model.revision"] = (sidecar.get("revision"), revision)
+    for record in records:
+        for key, wanted in settings.items():
+            have = record["seed"] - record["repeat_index"] if key == "seed" and "seed" in record else record.get(key)
+            if key in record and have != wanted:
+                different[key] = (have, wanted)
+    if different:
+        lines = [f"{key}: the file has {have!r}, the spec {wanted!r}" for key, (have, wanted) in different.items()]
+        hint = "Choose another name_suffix or --results, or start over with --force."
+        raise SpecError("\n  ".join([f"{path}: was made under other settings. {hint}", *lines]))

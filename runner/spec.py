@@ -1,0 +1,218 @@
+"""The spec: one TOML file as frozen classes, read strictly, merged, overridden, and written back."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cattrs
+import tomli_w
+from attrs import asdict, evolve, field, frozen
+
+from runner.errors import SpecError
+from runner.strict import NOT_EMPTY, Rule, at_least, make_converter, problems, suggestion
+from runner.sweep import Sweep, Text
+
+DType = Literal["float32", "float16", "bfloat16"]
+Count = Annotated[int, at_least(1)]
+FileName = Annotated[
+    str, Rule("a word of letters, digits, '_', '-' and '.'", lambda s: s.strip("._-") and _is_file_name(s))
+]
+
+MOST_REPEATS = 1_000_000
+TEXT_SEQUENCE_LENGTH, IMAGE_SEQUENCE_LENGTH = 512, 1024
+
+
+def _is_file_name(text: str) -> bool:
+    return all(char.isalnum() or char in "_-." for char in text)
+
+
+@frozen(kw_only=True)
+class Model:
+    """Which weights to load, and how."""
+
+    id: Text
+    revision: Text | None = None
+    dtype: DType = "bfloat16"
+    load_4bit: bool = False
+    device: Text = "auto"
+
+
+@frozen(kw_only=True)
+class Generation:
+    """How the model answers; `top_k = 0` and `top_p = 1.0` turn these filters off."""
+
+    do_sample: bool = True
+    temperature: Annotated[float, Rule("more than 0", lambda value: 0 < value < float("inf"))] = 1.0
+    top_k: Annotated[int, at_least(0)] = 64
+    top_p: Annotated[float, Rule("more than 0 and at most 1", lambda value: 0 < value <= 1)] = 0.95
+    max_new_tokens: Count = 350
+    max_batch_size: Count = 40
+    max_seq_length: Count | None = None
+
+
+@frozen(kw_only=True)
+class Run:
+    """Seed of repeat 0, and the number of repeats; repeat `i` uses `seed + i`."""
+
+    seed: Annotated[int, Rule("from 0 to 2**62", lambda seed: 0 <= seed <= 2**62)] = 42
+    n_rep: Annotated[int, Rule(f"from 1 to {MOST_REPEATS}", lambda n: 1 <= n <= MOST_REPEATS)] = 1
+
+
+@frozen(kw_only=True)
+class Image:
+    """The picture that is shown with every prompt."""
+
+    enabled: bool = False
+    path: str = ""
+
+
+@frozen(kw_only=True)
+class Perplexity:
+    """A fixed text whose perplexity is measured once per level."""
+
+    compute: bool = False
+    text: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a measurement without a text."""
+        if self.compute and not self.text.strip():
+            raise ValueError("compute = true needs a text to measure")
+
+
+@frozen(kw_only=True)
+class Spec:
+    """A whole run."""
+
+    name: FileName
+    name_suffix: FileName | None = None
+    prompts: Text
+    model: Model
+    sweeps: Annotated[tuple[Sweep, ...], NOT_EMPTY]
+    generation: Generation = field(factory=Generation)
+    run: Run = field(factory=Run)
+    image: Image = field(factory=Image)
+    perplexity: Perplexity = field(factory=Perplexity)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse two sweeps of one name: `--sweep` could not tell them apart."""
+        names = [sweep.name for sweep in self.sweeps]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"sweeps: the name {', '.join(twice)} stands twice")
+
+    @property
+    def suffix(self) -> str:
+        """What the names of the results files end in."""
+        return self.name_suffix or self.name
+
+    @property
+    def sequence_length(self) -> int:
+        """How many tokens prompt and continuation may have together."""
+        default = IMAGE_SEQUENCE_LENGTH if self.image.enabled else TEXT_SEQUENCE_LENGTH
+        return self.generation.max_seq_length or default
+
+
+_converter = make_converter()
+
+
+def find_shipped(kind: str) -> Path:
+    """The folder `specs` or `prompts` that ships: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "shipped" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def find_spec(argument: str) -> Path:
+    """The file that a SPEC of the command line means: a path, or the name of a spec that ships."""
+    path = Path(argument)
+    if path.is_file():
+        return path
+    if path.name == argument and (found := find_shipped("specs") / f"{path.stem}.toml").is_file():
+        return found
+    known = sorted(file.stem for file in find_shipped("specs").glob("*.toml"))
+    raise SpecError(f"{argument}: no such spec file{suggestion(path.stem, known)}")
+
+
+def load_spec(path: Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = ()) -> Spec:
+    """The spec in a file, `extends` merged and overridden (`run.n_rep=2`), reduced to the named sweeps if any.
+
+    Raises:
+        SpecError: with every problem of the file, one line each.
+    """
+    tables = _read_merged(path, ())
+    for override in overrides:
+        _apply(override, tables)
+    tables.pop("provenance", None)  # what a run adds when it writes its spec beside the results
+    try:
+        spec = _converter.structure(tables, Spec)
+    except cattrs.BaseValidationError as error:
+        raise SpecError("\n  ".join([f"{path}:", *problems(error)])) from None
+    if not sweeps:
+        return spec
+    known = [sweep.name for sweep in spec.sweeps]
+    for name in sweeps:
+        if name not in known:
+            raise SpecError(f"--sweep {name}: {path} has no such sweep{suggestion(name, known)}")
+    return evolve(spec, sweeps=tuple(sweep for sweep in spec.sweeps if sweep.name in sweeps))
+
+
+def to_tables(spec: Spec) -> dict[str, Any]:
+    """The spec as TOML tables, everything spelt out; reading them gives an equal spec."""
+    tables: dict[str, Any] = _without_none(asdict(spec))
+    return tables
+
+
+def dump_toml(tables: Mapping[str, Any]) -> str:
+    """TOML text."""
+    return tomli_w.dumps(tables)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise SpecError(f"{path}: extends itself: {' -> '.join(str(p) for p in (*seen, path.resolve()))}")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read as TOML: {error}") from None
+    parent = tables.pop("extends", None)
+    if parent is None:
+        return tables
+    if not isinstance(parent, str):
+        raise SpecError(f"{path}:\n  extends: {parent!r} is not a string")
+    return _merge(_read_merged(path.parent / parent, (*seen, path.resolve())), tables)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables merge, anything else of `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply(override: str, tables: dict[str, Any]) -> None:
+    """Set one value, `a.b.0.c=1.5`; a number in the path counts the entries of a list."""
+    path, separator, text = override.partition("=")
+    if not separator or not path.strip():
+        raise SpecError(f"--set {override}: write KEY=VALUE, for example run.n_rep=2")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        hint = f"""--set '{path}="{text}"'"""
+        raise SpecError(f"--set {override}: {text!r} is not a TOML value; a string needs quotes: {hint}") from None
+    *parents, last = path.strip().split(".")
+    target: Any = tables
+    try:
+        for key in parents:
+            target = target[int(key)] if isinstance(target, list) else target.setdefault(key, {})
+        target[int(last) if isinstance(target, list) else last] = value
+    except (IndexError, ValueError, TypeError, AttributeError):
+        raise SpecError(f"--set {override}: there is no {path} in this spec") from None

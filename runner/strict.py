@@ -1,0 +1,126 @@
+"""The one strict converter between TOML tables and attrs classes, and its errors as sentences.
+
+Nothing is coerced: `"false"` is no bool, `1.9` and `true` are no int (a float accepts an int). Unknown keys are
+errors, and all errors of a document are found in one pass. This module knows no class of the spec.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import attrs
+import cattrs
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
+
+PLAIN_TYPES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+@attrs.frozen
+class Rule:
+    """What a value has to satisfy beyond its type: `Annotated[int, Rule("at least 1", ...)]`."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(least: int) -> Rule:
+    """A lower bound, itself allowed."""
+    return Rule(f"at least {least}", lambda value: value >= least)
+
+
+NOT_EMPTY = Rule("not empty", lambda value: len(value) > 0)
+
+
+def make_converter() -> cattrs.Converter:
+    """A converter that is strict about types, keys and rules and reports every error with its path."""
+    converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)
+    for plain in PLAIN_TYPES:
+        converter.register_structure_hook(plain, _structure_plain)
+    converter.register_structure_hook_func(_is(Literal), _structure_literal)
+    converter.register_structure_hook_func(_is(tuple), partial(_structure_tuple, converter))
+    converter.register_structure_hook_func(_is(Annotated), partial(_structure_annotated, converter))
+    converter.register_structure_hook_factory(attrs.has, lambda cls: _table_hook(converter, cls))
+    return converter
+
+
+def _is(origin: Any) -> Callable[[Any], bool]:
+    return lambda wanted: get_origin(wanted) is origin
+
+
+def problems(error: BaseException, path: str = "") -> Iterator[str]:
+    """Every error inside a cattrs error as one line: dotted path, what is wrong, what is allowed."""
+    if isinstance(error, ExceptionGroup):
+        for inner, step in _members(error):
+            yield from problems(inner, f"{path}{step}".lstrip("."))
+    elif isinstance(error, ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)]
+        for key in sorted(error.extra_fields):
+            yield f"{path}.{key}: unknown key{suggestion(key, known)}".lstrip(".")
+    elif isinstance(error, KeyError):
+        yield f"{path}: required, but missing"
+    else:
+        yield f"{path}: {error}" if path else str(error)
+
+
+def _members(error: ExceptionGroup[Exception]) -> Iterator[tuple[Exception, str]]:
+    """The errors of a group, each with the step that its path makes: `.key`, `[index]` or nothing."""
+    if isinstance(error, ClassValidationError):
+        noted, others = error.group_exceptions()
+        yield from ((inner, f".{note.name}") for inner, note in noted)
+        yield from ((inner, "") for inner in others)
+    elif isinstance(error, IterableValidationError):
+        yield from ((inner, f"[{note.index}]") for inner, note in error.group_exceptions()[0])
+    else:
+        yield from ((inner, "") for inner in error.exceptions)
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """A hint for a misspelt word: the nearest known one, else all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _structure_plain(value: Any, wanted: Any) -> Any:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise ValueError(f"{value!r} is not {PLAIN_TYPES[wanted]}")
+    return value
+
+
+def _structure_literal(value: Any, wanted: Any) -> Any:
+    allowed = list(get_args(wanted))
+    if value not in allowed:
+        hint = suggestion(value, allowed) if isinstance(value, str) else f"; known: {', '.join(allowed)}"
+        raise ValueError(f"{value!r} is not known here{hint}")
+    return value
+
+
+def _structure_tuple(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
+    # A string is a sequence too, and would fall apart into its letters.
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    entries: Any = list[get_args(wanted)[0]]
+    return tuple(converter.structure(value, entries))
+
+
+def _structure_annotated(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
+    plain, *rules = get_args(wanted)
+    structured = converter.structure(value, plain)
+    for rule in rules:
+        if not rule.holds(structured):
+            raise ValueError(f"{value!r} is not allowed: must be {rule.text}")
+    return structured
+
+
+def _table_hook(converter: cattrs.Converter, cls: type) -> Callable[[Any, type], Any]:
+    structure: Any = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
+
+    def hook(value: Any, wanted: type) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} is not a table")
+        return structure(value, wanted)
+
+    return hook
