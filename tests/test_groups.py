@@ -1,0 +1,156 @@
+"""A parameter group is exactly the tensors of the text decoder that it names, or an error."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from runner.damage import damage, keep_baseline
+from runner.errors import SpecError
+from runner.groups import GROUPS, check_group_name, find_targets, is_tied
+from runner.model import Source, build_on_meta, load_model
+
+KINDS = {"llama": 3, "gemma3_text": 4, "gemma3": 4}  # layers
+GEMMA_3_4B = {
+    "text_config": {
+        "vocab_size": 262_208,
+        "hidden_size": 2560,
+        "intermediate_size": 10_240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+    },
+}
+
+Models = dict[str, torch.nn.Module]
+
+
+def load(folder: Path) -> torch.nn.Module:
+    """A tiny model, as a run loads it."""
+    return load_model(Source(str(folder), {}), "float32", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def models(checkpoints: dict[str, Path]) -> Models:
+    """The tiny models by kind."""
+    return {kind: load(folder) for kind, folder in checkpoints.items()}
+
+
+@pytest.fixture(scope="module")
+def gemma_3_4b() -> torch.nn.Module:
+    """Gemma 3 4B with the shapes of the real one and no weights."""
+    return build_on_meta(transformers.Gemma3Config(**GEMMA_3_4B))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("group", "per_layer"), [("attn_only", 1), ("mlp_only", 3)])
+def test_layer_groups_have_their_tensors_in_every_layer(models: Models, kind: str, group: str, per_layer: int) -> None:
+    """One value projection, or gate, up and down, per layer of the decoder, in ascending layers."""
+    names = [target.name for target in find_targets(models[kind], group)]
+    words = {"attn_only": ["self_attn.v_proj"], "mlp_only": ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]}[group]
+    assert len(names) == per_layer * KINDS[kind], names
+    assert names == [f"layers.{layer}.{word}.weight" for layer in range(KINDS[kind]) for word in words]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_embedding_group_is_the_token_embedding(models: Models, kind: str) -> None:
+    """One matrix, the one that the model itself looks tokens up in, not a copy and not the vision tower's."""
+    (target,) = find_targets(models[kind], "embed_only")
+    assert target.name == "embed_tokens.weight"
+    assert target.weight is models[kind].get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_text_only_and_multimodal_classes_have_the_same_names(models: Models, group: str) -> None:
+    """Names seed the noise, so both classes of one checkpoint get the same damage."""
+    names = [[target.name for target in find_targets(models[kind], group)] for kind in ("gemma3_text", "gemma3")]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_vision_tower_is_never_hit(checkpoints: dict[str, Path], group: str) -> None:
+    """Damage to any group of the multimodal model changes no bit outside the text decoder's tensors of that group."""
+    model = load(checkpoints["gemma3"])
+    vision = {name for name, _ in model.named_parameters() if "vision" in name or "projector" in name}
+    alike = [name for name in vision if re.search(r"v_proj\.weight|mlp\.|embed", name)]
+    assert alike, "a tower without tensors of similar names would prove nothing"
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    targets = find_targets(model, group)
+    damage(targets, keep_baseline(targets), "mult_gauss", 0.5, 1)
+    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert not changed & vision, changed & vision
+    assert len(changed) == len(targets), changed
+
+
+def test_an_unknown_group_is_refused_with_a_suggestion() -> None:
+    """A misspelt group names the nearest one, a strange one lists all, and the place in the spec is said."""
+    with pytest.raises(SpecError, match=re.escape("sweeps[0].group: 'atn_only' is no parameter group")) as error:
+        check_group_name("atn_only", "sweeps[0].group")
+    assert "did you mean attn_only?" in str(error.value)
+    with pytest.raises(SpecError, match="known: attn_only, embed_only, mlp_only"):
+        check_group_name("xyz", "sweeps[0].group")
+    for group in GROUPS:
+        check_group_name(group, "sweeps[0].group")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_unknown_family_is_refused_with_its_tensors(group: str) -> None:
+    """GPT-2 fuses and transposes its projections: it is refused, and the error shows what it has."""
+    config = transformers.GPT2Config(n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=11)
+    config.bos_token_id = config.eos_token_id = 0
+    with pytest.raises(SpecError, match="model family 'gpt2' is not known") as error:
+        find_targets(build_on_meta(config), group)
+    for line in ("wte.weight [11, 8] x 1", "h.*.attn.c_attn.weight [8, 24] x 2", "h.*.mlp.c_proj.weight [32, 8] x 2"):
+        assert line in str(error.value)
+
+
+def test_a_count_that_the_family_does_not_explain_is_an_error(checkpoints: dict[str, Path]) -> None:
+    """A layer, or one projection, that is missing would make a study of something else: it is refused."""
+    model = load(checkpoints["llama"])
+    del model.model.layers[1].mlp.up_proj
+    with pytest.raises(SpecError, match="group mlp_only: 8 tensors match, 9 were expected in 3 layers") as error:
+        find_targets(model, "mlp_only")
+    assert "layers.*.mlp.up_proj.weight [96, 64] x 2" in str(error.value)
+    del model.model.layers[1]
+    with pytest.raises(SpecError, match="group attn_only: 2 tensors match, 3 were expected"):
+        find_targets(model, "attn_only")
+    del model.model.embed_tokens
+    with pytest.raises(SpecError, match="group embed_only: 0 tensors match, 1 were expected"):
+        find_targets(model, "embed_only")
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("llama", False), ("gemma3_text", True), ("gemma3", True)])
+def test_tied_embeddings_are_noticed(models: Models, kind: str, tied: bool) -> None:  # noqa: FBT001 - a parameter
+    """Gemma 3 reads and writes with one matrix, so that damage hits both; the tiny Llama has two."""
+    assert is_tied(models[kind]) is tied
+
+
+@pytest.mark.parametrize(
+    ("group", "tensors", "weights"),
+    [("attn_only", 34, 89_128_960), ("mlp_only", 102, 2_673_868_800), ("embed_only", 1, 671_252_480)],
+)
+def test_gemma_3_4b_has_the_groups_of_the_study(
+    gemma_3_4b: torch.nn.Module, group: str, tensors: int, weights: int
+) -> None:
+    """The counts of the reference study; a search by suffix would find 61 value projections instead of 34."""
+    found = find_targets(gemma_3_4b, group)
+    assert len(found) == tensors
+    assert sum(target.weight.numel() for target in found) == weights
+    assert all(target.weight.is_meta for target in found)
+
+
+def test_gemma_3_4b_has_the_trap_that_groups_avoid(gemma_3_4b: torch.nn.Module) -> None:
+    """The 27 layers of the vision tower have value projections as well, and the embedding is tied."""
+    assert sum(name.endswith("v_proj.weight") for name, _ in gemma_3_4b.named_parameters()) == 34 + 27
+    assert is_tied(gemma_3_4b)

@@ -1,0 +1,128 @@
+"""The plan: every condition in order, and of each only what is not done, known by exact keys."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runner.plan import Condition, Job, Key, conditions_of, jobs_of
+from runner.prompt import Prompt
+from runner.spec import Model, Run, Spec, find_spec, load_spec
+from runner.sweep import Sweep
+
+PROMPTS = tuple(Prompt(text) for text in ("Who?", "Where?", "Why?"))
+
+
+def sweep(name: str, method: Any, *levels: float, group: str = "attn_only") -> Sweep:
+    """A sweep over these levels."""
+    return Sweep(name=name, method=method, group=group, levels=levels)
+
+
+def spec_of(*sweeps: Sweep, n_rep: int = 1) -> Spec:
+    """A spec with these sweeps and repeats."""
+    return Spec(name="study", prompts="own", model=Model(id="m"), sweeps=sweeps, run=Run(seed=5, n_rep=n_rep))
+
+
+SPEC = spec_of(
+    sweep("quant", "uni_quant", 4, 64),
+    sweep("mlp", "mult_gauss", 0.5, 0.0, group="mlp_only"),
+    sweep("fine", "uni_quant", 128),
+    sweep("attn", "mult_gauss", 0.25),
+    n_rep=2,
+)
+
+
+def keys_of(jobs: list[Job], prompts: tuple[Prompt, ...] = PROMPTS) -> list[Key]:
+    """What these jobs will have finished, in order."""
+    return [job.condition.key(prompts[i].text) for job in jobs for i in job.prompt_indices]
+
+
+ALL = keys_of(jobs_of(conditions_of(SPEC), PROMPTS, set()))
+
+
+def test_conditions_stand_in_the_order_in_which_they_are_done() -> None:
+    """Methods are grouped, since each has its file; then sweeps as written, levels upwards in damage, repeats last."""
+    assert [(c.sweep, c.level, c.repeat_index) for c in conditions_of(SPEC)] == [
+        *[("quant", 64, 0), ("quant", 64, 1), ("quant", 4, 0), ("quant", 4, 1)],
+        *[("fine", 128, 0), ("fine", 128, 1)],
+        *[("mlp", 0.0, 0), ("mlp", 0.0, 1), ("mlp", 0.5, 0), ("mlp", 0.5, 1)],
+        *[("attn", 0.25, 0), ("attn", 0.25, 1)],
+    ]
+
+
+def test_a_condition_knows_everything_about_its_damage() -> None:
+    """Method and group come from the sweep, the index counts from the least damage, the seed from that of the run."""
+    assert conditions_of(SPEC)[3] == Condition(
+        sweep="quant", method="uni_quant", group="attn_only", level=4, level_index=1, repeat_index=1, seed=6
+    )
+
+
+def test_the_reference_study_has_730_conditions() -> None:
+    """15 + 11 + 21 + 17 + 9 levels, 10 repeats each, every one different."""
+    conditions = conditions_of(load_spec(find_spec("dreams_it")))
+    assert len({condition.key("Who?") for condition in conditions}) == len(conditions) == 73 * 10
+
+
+def test_keys_are_exact() -> None:
+    """A fine sweep loses no level to rounding: 0.1 + 0.2 is done although 0.3 is finished, and so is its neighbour."""
+    done = set(keys_of(jobs_of(conditions_of(spec_of(sweep("s", "ablation", 0.3))), PROMPTS, set())))
+    fine = conditions_of(spec_of(sweep("s", "ablation", 0.1 + 0.2, 0.3, 0.301)))
+    assert [job.condition.level for job in jobs_of(fine, PROMPTS, done)] == [0.1 + 0.2, 0.301]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("mlp_only", 0.5, 0, "ablation", "Who?"),
+        ("attn_only", 0.4, 0, "ablation", "Who?"),
+        ("attn_only", 0.5, 1, "ablation", "Who?"),
+        ("attn_only", 0.5, 0, "mult_gauss", "Who?"),
+        ("attn_only", 0.5, 0, "ablation", "Who? "),
+    ],
+)
+def test_what_differs_in_one_part_of_the_key_is_not_done(other: Key) -> None:
+    """A record of another group, level, repeat, method or text stands in for nothing."""
+    conditions = conditions_of(spec_of(sweep("s", "ablation", 0.5)))
+    assert jobs_of(conditions, [Prompt("Who?")], {other}) == [Job(conditions[0], (0,))]
+
+
+@settings(deadline=None)
+@given(finished=st.sets(st.sampled_from(ALL)))
+def test_a_resume_does_what_is_missing_in_the_same_order(finished: set[Key]) -> None:
+    """Whatever was finished when a run broke off, the next does exactly the rest, as the first would have."""
+    jobs = jobs_of(conditions_of(SPEC), PROMPTS, finished)
+    assert keys_of(jobs) == [key for key in ALL if key not in finished]
+    assert all(job.prompt_indices for job in jobs), "a condition with nothing to do damages no model"
+
+
+def test_finished_keys_are_left_as_they_are() -> None:
+    """Planning is a question, not a deed: the set of the caller does not grow."""
+    finished = {ALL[0]}
+    jobs_of(conditions_of(SPEC), PROMPTS, finished)
+    assert finished == {ALL[0]}
+
+
+def test_what_two_sweeps_share_is_done_once() -> None:
+    """A coarse and a fine sweep of one method and group meet at 0.0 and 0.5, and these levels are answered once."""
+    sweeps = sweep("coarse", "ablation", 0.0, 0.5), sweep("fine", "ablation", 0.0, 0.25, 0.5)
+    jobs = jobs_of(conditions_of(spec_of(*sweeps)), PROMPTS, set())
+    assert [(j.condition.sweep, j.condition.level) for j in jobs] == [("coarse", 0.0), ("coarse", 0.5), ("fine", 0.25)]
+
+
+@settings(deadline=None)
+@given(before=st.integers(1, 5), more=st.integers(0, 5))
+def test_more_repeats_only_add(before: int, more: int) -> None:
+    """Raising n_rep later leaves the finished repeats alone, under the seeds that they had."""
+    first, second = (conditions_of(spec_of(*SPEC.sweeps, n_rep=n)) for n in (before, before + more))
+    assert [condition for condition in second if condition.repeat_index < before] == first
+    added = jobs_of(second, PROMPTS, set(keys_of(jobs_of(first, PROMPTS, set()))))
+    assert [job.condition for job in added] == [c for c in second if c.repeat_index >= before]
+
+
+def test_new_prompts_only_add() -> None:
+    """A prompt inserted in front is answered for every condition, and no other prompt is answered again."""
+    prompts = (Prompt("And when?"), *PROMPTS)
+    jobs = jobs_of(conditions_of(SPEC), prompts, set(ALL))
+    assert {job.prompt_indices for job in jobs} == {(0,)}
+    assert len(jobs) == len(conditions_of(SPEC))

@@ -1,0 +1,222 @@
+"""What is written beside the results and into every record, and the guard against mixing settings in one file."""
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from runner.errors import SpecError
+from runner.plan import conditions_of
+from runner.prompt import Prompt
+from runner.provenance import (
+    PACKAGES,
+    check_same_settings,
+    prompts_digest,
+    read_sidecar,
+    sidecar_path,
+    versions,
+    write_sidecar,
+)
+from runner.record import experiment_id, guarded_settings, make_record
+from runner.results import key_of, open_results
+from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
+from runner.sweep import Sweep
+
+# Of the design's table of fields: what the spec and the condition decide, and what only the run knows.
+DECIDED = {
+    *("timestamp", "experiment_id", "config_name", "prompt_group", "model_name", "model_variant", "dtype"),
+    *("load_4bit", "usar_4bit", "restore_strategy", "degradation_method", "param_group_name", "std_dev"),
+    *("level_value", "level_index", "repeat_index", "seed", "temperature", "do_sample", "gen_params"),
+    *("image_used", "image_filename"),
+}
+SETTINGS = ("model_name", "dtype", "load_4bit", "gen_params", "image_used", "image_filename")
+MEASURED = {"device": "cuda:0", "prompt_id": 1, "prompt_text": "Who?", "output": "I.", "weights_digest": "abc"}
+SPEC = Spec(
+    name="study",
+    name_suffix="second",
+    prompts="own",
+    model=Model(id="some/model", revision="abc", dtype="float16"),
+    sweeps=(
+        Sweep(name="quant", method="uni_quant", group="mlp_only", levels=(64.0, 4.0)),
+        Sweep(name="fine", method="ablation", group="attn_only", levels=(0.1 + 0.2, 0.3)),
+    ),
+    generation=Generation(temperature=0.7, do_sample=False, max_new_tokens=12, top_k=3, top_p=0.5),
+    run=Run(seed=5, n_rep=2),
+)
+
+
+def facts(**versions_now: str) -> dict[str, Any]:
+    """What a run says of itself."""
+    machine = {"device": "cpu", "platform": "Linux"}
+    return {"started": "2026-11-22", "versions": {"torch": "2.11", **versions_now}, "machine": machine}
+
+
+def records_of(spec: Spec) -> list[dict[str, Any]]:
+    """A record of every condition, as a file gives it back."""
+    records = [make_record(spec, condition, MEASURED) for condition in conditions_of(spec)]
+    found: list[dict[str, Any]] = json.loads(json.dumps(records))
+    return found
+
+
+def refusal(path: Path, records: list[dict[str, Any]], spec: Spec) -> list[str]:
+    """The lines that the user reads when a resume is refused."""
+    with pytest.raises(SpecError) as caught:
+        check_same_settings(path, records, guarded_settings(spec), spec.model.revision)
+    return str(caught.value).splitlines()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a results file is."""
+    return tmp_path / "outputs_ablation_model_study.json"
+
+
+def test_the_sidecar_is_a_spec_that_runs_the_same_again(path: Path) -> None:
+    """Whoever finds the results can repeat them with the file beside them, without the spec that it extended."""
+    for spec in (SPEC, load_spec(find_spec("dreams_it"))):
+        write_sidecar(path, spec, facts())
+        assert sidecar_path(path).name == "outputs_ablation_model_study.toml"
+        assert load_spec(sidecar_path(path)) == spec
+
+
+def test_every_run_stays_in_the_sidecar_and_changes_are_told(path: Path) -> None:
+    """A study that went on under another torch says so, and keeps what both runs said of themselves."""
+    assert write_sidecar(path, SPEC, facts()) == []
+    assert write_sidecar(path, SPEC, facts(numpy="2.1")) == [], "what was not noted before has not changed"
+    now = facts(torch="2.13", numpy="2.2")
+    assert write_sidecar(path, SPEC, now) == ["torch: 2.11 before, 2.13 now", "numpy: 2.1 before, 2.2 now"]
+    machine = now | {"machine": {"device": "cuda:0", "platform": "Linux", "gpu": "H200"}}
+    assert write_sidecar(path, SPEC, machine) == ["device: cpu before, cuda:0 now"], "the last run is compared"
+    assert read_sidecar(path)["provenance"]["runs"] == [facts(), facts(numpy="2.1"), now, machine]
+    assert [file.name for file in path.parent.iterdir()] == [sidecar_path(path).name], "no temporary file is left"
+
+
+def test_versions_name_what_decides_about_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python, every package that computes, and the commit: in an image without .git it comes from the build."""
+    monkeypatch.delenv("GIT_SHA", raising=False)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", versions()["commit"])
+    monkeypatch.setenv("GIT_SHA", "0123abc")
+    found = versions()
+    assert set(found) == {"python", "commit", *PACKAGES}
+    assert found["commit"] == "0123abc"
+    assert re.match(r"2\.\d+", found["torch"])
+
+
+def test_prompts_digest_depends_on_texts_and_their_order() -> None:
+    """Two runs with one digest had the same questions; what counts as right does not matter."""
+    first, second = Prompt("Who?"), Prompt("Where?", "place", "here")
+    assert prompts_digest([first, second]) == prompts_digest([Prompt("Who?", "person"), Prompt("Where?")])
+    assert len({prompts_digest(p) for p in ([first, second], [second, first], [first], [Prompt("Who?Where?")])}) == 4
+
+
+def test_the_same_settings_go_on(path: Path) -> None:
+    """More repeats, other sweeps and another batch size are welcome in a file; each repeat has its own seed."""
+    write_sidecar(path, SPEC, facts())
+    more = evolve(SPEC, sweeps=SPEC.sweeps[:1], run=Run(seed=5, n_rep=9))
+    more = evolve(more, generation=evolve(SPEC.generation, max_batch_size=1), model=evolve(SPEC.model, device="cpu"))
+    check_same_settings(path, records_of(SPEC), guarded_settings(more), "abc")
+    check_same_settings(path, [], guarded_settings(more), "another")  # no record, nothing to mix
+
+
+def test_other_settings_are_refused_with_every_difference(path: Path) -> None:
+    """A resume under another model, precision, seed, decoding or picture would mix two studies in one file."""
+    other = evolve(
+        SPEC,
+        model=Model(id="other/model", revision="def", dtype="bfloat16", load_4bit=True),
+        generation=evolve(SPEC.generation, top_k=4),
+        run=Run(seed=6, n_rep=2),
+        image=Image(enabled=True, path="kitchen.png"),
+    )
+    write_sidecar(path, SPEC, facts())
+    first, *lines = refusal(path, records_of(SPEC), other)
+    assert first.startswith(f"{path}: was made under other settings.")
+    assert "--force" in first
+    assert {line.strip().split(":")[0] for line in lines} == {"model.revision", "seed", *SETTINGS}
+    assert "  model_name: the file has 'some/model', the spec 'other/model'" in lines
+    assert "  seed: the file has 5, the spec 6" in lines
+    assert "  model.revision: the file has 'abc', the spec 'def'" in lines
+
+
+def test_one_record_among_many_is_enough(path: Path) -> None:
+    """A file that was mixed by hand is refused, wherever the foreign record stands."""
+    records = records_of(SPEC)
+    for number in range(len(records)):
+        mixed = [*records[:number], records[number] | {"dtype": "float32"}, *records[number + 1 :]]
+        assert refusal(path, mixed, SPEC)[1:] == ["  dtype: the file has 'float32', the spec 'float16'"]
+
+
+@pytest.mark.parametrize("missing", [*SETTINGS, "seed"])
+def test_what_an_older_record_does_not_say_is_not_compared(path: Path, missing: str) -> None:
+    """Records of the reference code lack fields; a missing value is no other value, and the rest is compared still."""
+    records = [{key: value for key, value in one.items() if key != missing} for one in records_of(SPEC)]
+    check_same_settings(path, records, guarded_settings(SPEC), "abc")
+    wrong = "model_name" if missing != "model_name" else "dtype"
+    assert refusal(path, [one | {wrong: "x"} for one in records], SPEC)[1].startswith(f"  {wrong}: the file has 'x'")
+
+
+@pytest.mark.parametrize(("before", "now"), [("abc", "def"), ("abc", None), (None, "abc")])
+def test_another_revision_is_refused(path: Path, before: str | None, now: str | None) -> None:
+    """Weights of one name and two revisions are two models; the sidecar knows which made the file."""
+    old, new = (evolve(SPEC, model=evolve(SPEC.model, revision=revision)) for revision in (before, now))
+    write_sidecar(path, old, facts())
+    assert refusal(path, records_of(old), new)[1:] == [f"  model.revision: the file has {before!r}, the spec {now!r}"]
+    check_same_settings(path, records_of(old), guarded_settings(old), before)
+
+
+def test_a_record_has_the_fields_of_the_design() -> None:
+    """Existing analyses read these names: exactly these come from spec and condition, the rest from the run."""
+    condition = conditions_of(SPEC)[-1]
+    record = make_record(SPEC, condition, MEASURED)
+    assert set(record) == DECIDED | set(MEASURED)
+    assert datetime.now(UTC) - datetime.fromisoformat(record.pop("timestamp")) < timedelta(minutes=1)
+    decoding = {"temperature": 0.7, "do_sample": False}
+    assert record == MEASURED | decoding | {
+        "experiment_id": "ablation|some/model|second",
+        "config_name": "study",
+        "prompt_group": "study",
+        "model_name": "some/model",
+        "model_variant": "it",
+        "dtype": "float16",
+        "load_4bit": False,
+        "usar_4bit": False,
+        "restore_strategy": "subset_in_memory",
+        "degradation_method": "ablation",
+        "param_group_name": "attn_only",
+        "std_dev": 0.1 + 0.2,
+        "level_value": 0.1 + 0.2,
+        "level_index": 1,
+        "repeat_index": 1,
+        "seed": 6,
+        "gen_params": decoding | {"max_new_tokens": 12, "top_k": 3, "top_p": 0.5},
+        "image_used": False,
+        "image_filename": None,
+    }
+
+
+def test_a_picture_is_named_only_where_it_is_shown() -> None:
+    """A path that the spec leaves switched off was not seen by the model."""
+    for enabled, filename in ((True, "kitchen.png"), (False, None)):
+        spec = evolve(SPEC, image=Image(enabled=enabled, path="kitchen.png"))
+        record = make_record(spec, conditions_of(spec)[0], MEASURED)
+        assert (record["image_used"], record["image_filename"]) == (enabled, filename)
+
+
+def test_an_experiment_is_named_by_method_model_and_suffix() -> None:
+    """The suffix is the spec's name where it has no other."""
+    assert experiment_id(SPEC, "uni_quant") == "uni_quant|some/model|second"
+    assert experiment_id(evolve(SPEC, name_suffix=None), "mult_gauss") == "mult_gauss|some/model|study"
+
+
+def test_a_record_is_known_by_the_key_of_its_condition(path: Path) -> None:
+    """What is written and read back counts as finished, whole levels and fine ones alike, and its settings agree."""
+    file, _ = open_results(path)
+    with file:
+        file.append([make_record(SPEC, condition, MEASURED) for condition in conditions_of(SPEC)])
+    file, records = open_results(path)
+    with file:
+        assert [key_of(record) for record in records] == [condition.key("Who?") for condition in conditions_of(SPEC)]
+        check_same_settings(path, records, guarded_settings(SPEC), SPEC.model.revision)
