@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Bit-equal products whatever the alignment of their operands: a row's numbers then do not depend on where in a
     # batch it stands. MKL reads this when it is loaded, so it has to be set before torch is imported.
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries would fill a log
     try:
         specs = [(path, _read(path, options)) for path in map(find_spec, options.specs)]
         return _run(specs, options)

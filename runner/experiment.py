@@ -108,10 +108,10 @@ def set_up_lab(spec: Spec, prompts: Sequence[Prompt], experiments: Sequence[Expe
     """Load tokenizer and model; the cheapest check comes first."""
     set_all_seeds(spec.run.seed)
     device, source = choose_device(spec.model.device), locate(spec.model)
+    logger.info("loading %s in %s on %s", spec.model.id, spec.model.dtype, device)
     tokenizer = load_tokenizer(source)
     token_ids = [encode(tokenizer, prompt.text) for prompt in prompts]
     check_fit(spec, prompts, token_ids)
-    logger.info("loading %s in %s on %s", spec.model.id, spec.model.dtype, device)
     model = load_model(source, spec.model.dtype, device)
     for group in {job.condition.group for experiment in experiments for job in experiment.jobs}:
         find_targets(model, group)  # a group that this model does not have is an error now, not hours later

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from attrs import frozen
@@ -89,8 +90,9 @@ def choose_device(device: str) -> torch.device:
 
 
 def quieten() -> None:
-    """Errors only from transformers, which else explains itself at length; no bars for what takes seconds."""
+    """Errors only from transformers and the Hub, which else explain themselves at length; no bars for short waits."""
     transformers.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity(logging.CRITICAL)  # it logs every retry; what came of them is our message
     transformers.logging.disable_progress_bar()
 
 

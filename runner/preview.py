@@ -1,7 +1,6 @@
 """What `--dry-run` prints: plan, matched tensors, memory; from the configuration alone, no weights loaded."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -61,21 +60,22 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
     total = vram.total_memory(device)
     console.print(
         f"memory: weights {need.weights / GIB:.2f} + baseline {need.baseline / GIB:.2f} + cache {need.cache / GIB:.2f} "
-        f"+ logits {need.logits / GIB:.2f} = {need.total / GIB:.2f} GiB; {device} has {total / GIB:.2f} GiB"
+        f"+ logits {need.logits / GIB:.2f} = {need.total / GIB:.2f} GiB; {device} has {total / GIB:.2f} GiB",
+        soft_wrap=True,
     )
     if need.total > vram.STOP_ABOVE * total:
         raise SetupError(f"the run would need {need.total / GIB:.1f} GiB of {total / GIB:.1f} on {device}")
 
 
 def _plan_table(spec: Spec, jobs: Sequence[Job], prompts: int) -> Table:
-    table = Table(title=f"{spec.name}: {prompts} prompts, {spec.run.n_rep} repeats, seed {spec.run.seed}")
-    for column in ("sweep", "method", "group", "levels", "conditions to do", "records to do"):
-        table.add_column(column)
-    to_do = {name: list(found) for name, found in groupby(jobs, key=lambda job: job.condition.sweep)}
+    title = f"{spec.name}: {prompts} prompts, {spec.run.n_rep} repeats, seed {spec.run.seed}; still to do:"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("sweep", "method", "group", "levels", "conditions", "records"):
+        table.add_column(column, no_wrap=True, justify="right" if column in {"conditions", "records"} else "left")
     for sweep in spec.sweeps:
-        found = to_do.get(sweep.name, [])
+        found = [job for job in jobs if job.condition.sweep == sweep.name]
         levels = sweep.resolved_levels()
-        shown = f"{levels[0]:g} .. {levels[-1]:g} ({len(levels)})"
+        shown = f"{len(levels)}, {levels[0]:g} .. {levels[-1]:g}"
         records = sum(len(job.prompt_indices) for job in found)
         table.add_row(sweep.name, sweep.method, sweep.group, shown, str(len(found)), str(records))
     return table

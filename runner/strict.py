@@ -7,6 +7,7 @@ errors, and all errors of a document are found in one pass. This module knows no
 import difflib
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import GenericAlias
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import attrs
@@ -102,7 +103,7 @@ def _structure_tuple(converter: cattrs.Converter, value: Any, wanted: Any) -> An
     # A string is a sequence too, and would fall apart into its letters.
     if not isinstance(value, list):
         raise ValueError(f"{value!r} is not a list")
-    entries: Any = list[get_args(wanted)[0]]
+    entries: Any = GenericAlias(list, get_args(wanted)[:1])
     return tuple(converter.structure(value, entries))
 
 

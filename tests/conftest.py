@@ -162,12 +162,12 @@ def degrade(study: Path) -> Command:
     """The installed command, run in the study's folder; `degrade("--dry-run", env={...})`."""
 
     def run(
-        *arguments: str, spec: str = "specs/tiny.toml", env: dict[str, str] | None = None
+        *arguments: str, spec: str = "specs/tiny.toml", env: Mapping[str, str] = MappingProxyType({})
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "runner.cli", *([spec] if spec else []), *arguments],
+            [sys.executable, "-m", "runner.cli", spec, *arguments],
             cwd=study,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **env},
             capture_output=True,
             text=True,
             timeout=300,
