@@ -12,8 +12,6 @@ from runner.spec import find_shipped
 from runner.strict import suggestion
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
-# What a module of prompts raises when its author made a mistake.
-_MISTAKES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError)
 
 
 def _to_answers(answer: str | Sequence[str]) -> tuple[str, ...]:
@@ -35,7 +33,7 @@ class Prompt:
 
 def _occurs(answer: str, output: str) -> bool:
     if _NUMBER.fullmatch(answer):
-        return float(answer) in {float(found.replace(",", "")) for found in _NUMBER.findall(output)}
+        return float(answer.replace(",", "")) in {float(found.replace(",", "")) for found in _NUMBER.findall(output)}
     return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", output, re.IGNORECASE) is not None
 
 
@@ -64,8 +62,8 @@ def _execute(path: Path) -> object:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except (*_MISTAKES, TypeError, ValueError) as error:
-        raise SpecError(f"{path}: {type(error).__name__}: {error}") from None
+    except Exception as error:
+        raise SpecError(f"{path}: {type(error).__name__}: {error}") from error
     return getattr(module, "PROMPTS", None)
 
 

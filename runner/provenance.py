@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runner.errors import SpecError
+from runner.errors import SetupError, SpecError
 from runner.files import replace_file
 from runner.prompt import Prompt
 from runner.spec import Spec, dump_toml, to_tables
@@ -79,11 +79,21 @@ def sidecar_path(results: Path) -> Path:
 
 
 def read_sidecar(results: Path) -> dict[str, Any]:
-    """The sidecar's tables; empty where there is none or it is no TOML."""
+    """The sidecar's tables; empty where there is none.
+
+    Raises:
+        SetupError: what is there is no sidecar. Going on would overwrite it.
+    """
+    path = sidecar_path(results)
     try:
-        return tomllib.loads(sidecar_path(results).read_text(encoding="utf-8"))
-    except (FileNotFoundError, tomllib.TOMLDecodeError):
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{path}: cannot be read: {error}. Mend it or move it away.") from None
+    if not all(isinstance(tables.get(key, {}), dict) for key in ("model", "provenance")):
+        raise SetupError(f"{path}: is no sidecar of degrade; it was not touched. Move it away.")
+    return tables
 
 
 def write_sidecar(results: Path, spec: Spec, facts: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,8 @@ Record = Mapping[str, Any]
 
 KEY_FIELDS = ("param_group_name", "std_dev", "repeat_index", "degradation_method", "prompt_text")
 _OPENING, _CLOSING, _EMPTY = b"[\n", b"\n]\n", b"[\n]\n"
-_BEHIND = b",]"  # what may follow a record on its line; the bracket if a write stopped after its first byte
+# What may follow a record on its line: a bracket if a write stopped after its first byte, zeros after a power cut.
+_BEHIND = b",]\0"
 _FIRST_BYTES = b'{"timestamp"'  # every record of ours starts like this
 
 
@@ -70,13 +71,11 @@ def open_results(path: Path, *, force: bool = False) -> tuple["ResultsFile", lis
             data = path.read_bytes()
             if force and data not in (b"", _EMPTY):
                 path.rename(dated(path))
-                os.close(descriptor)
-                descriptor, data = _open_locked(path), b""
+                descriptor, data = _reopen(path, descriptor), b""
             parsed = _parse(data, path)
             if not parsed.ours:
                 parsed, data = _convert(path, parsed.records, data)
-                os.close(descriptor)
-                descriptor = _open_locked(path)
+                descriptor = _reopen(path, descriptor)
             _repair(descriptor, data, parsed.end)
         except BaseException:
             os.close(descriptor)
@@ -112,6 +111,8 @@ class ResultsFile:
         Raises:
             SetupError: the disk is full or gone; the file then holds what it held before.
         """
+        if not records:
+            return
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False).encode() for record in records]
         separator = b"" if self._end == len(_OPENING) else b",\n"
         addition = separator + b",\n".join(lines)
@@ -119,6 +120,7 @@ class ResultsFile:
             _write_at(self._descriptor, addition + _CLOSING, self._end)
         except OSError as error:
             with contextlib.suppress(OSError):  # should this fail too, the next open repairs the file
+                os.ftruncate(self._descriptor, self._end)
                 _write_at(self._descriptor, _tail(self._end), self._end)
             raise SetupError(f"{self.path}: cannot append: {error.strerror}. What it held is safe.") from None
         self._end += len(addition)
@@ -176,15 +178,17 @@ def _record_in(line: bytes) -> dict[str, Any] | None:
 
 
 def _torn_first(tail: bytes) -> bool:
-    """Whether this is the beginning of the very first record."""
-    return tail.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(tail)
+    """Whether this is the beginning of the very first record, and no whole line of somebody else's file."""
+    if b"\n" in tail and tail != b"{\n":  # that one is a write that stopped after its first byte, over "]"
+        return False
+    return tail.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(tail.rstrip(b"\n"))
 
 
 def _older_layout(data: bytes) -> list[dict[str, Any]] | None:
     """The records of an indented array, as the reference code wrote it."""
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     records = isinstance(found, list) and all(isinstance(r, dict) and all(f in r for f in KEY_FIELDS) for r in found)
     return found if records else None
@@ -218,6 +222,13 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
         written += os.pwrite(descriptor, data[written:], offset + written)
     os.ftruncate(descriptor, offset + len(data))
     os.fsync(descriptor)
+
+
+def _reopen(path: Path, descriptor: int) -> int:
+    """Go over to the file that now has the name; the old descriptor is let go of once the new one is locked."""
+    new = _open_locked(path)
+    os.close(descriptor)
+    return new
 
 
 def _open_locked(path: Path) -> int:

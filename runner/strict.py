@@ -31,12 +31,12 @@ def at_least(least: int) -> Rule:
     return Rule(f"at least {least}", lambda value: value >= least)
 
 
-NOT_EMPTY = Rule("not empty", lambda value: len(value) > 0)
+NOT_EMPTY = Rule("non-empty", lambda value: len(value) > 0)
 
 
 def make_converter() -> cattrs.Converter:
     """A converter that is strict about types, keys and rules and reports every error with its path."""
-    converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)
+    converter = cattrs.Converter(detailed_validation=True)
     for plain in PLAIN_TYPES:
         converter.register_structure_hook(plain, _structure_plain)
     converter.register_structure_hook_func(_is(Literal), _structure_literal)

@@ -120,7 +120,7 @@ def test_a_crash_at_any_byte_of_an_append_loses_no_whole_record(path: Path, befo
 
 LINES = b"[\n" + b",\n".join(json.dumps(record(number)).encode() for number in range(2))
 MAKING = [b"", b"[", b"[\n", b"[\n]"]
-RUBBISH = [b"\0" * 9, b",\n" + b"\0" * 9, b"\n]\n\0", b",\n\xff\xfe", b',\n{"timestamp']
+RUBBISH = [b"\0" * 999, b",\n" + b"\0" * 999, b"\n]\n\0", b",\n\xff\xfe", b',\n{"timestamp']
 
 
 @pytest.mark.parametrize(("content", "whole"), [*((c, 0) for c in MAKING), *((LINES + c, 2) for c in RUBBISH)])
