@@ -98,8 +98,10 @@ def _quantise(original: Tensor, weight: Tensor, levels: int) -> None:
         weight.copy_(original)
         return
     step = (high - low) / (levels - 1)
+    # A tensor, since a division by a number is a multiplication by its reciprocal on CUDA, and not exact.
+    span = torch.tensor(high - low, dtype=torch.float64, device=original.device)
     for _, source, destination in _blocks(original, weight):
-        index = ((source.double() - low) / step).round().clamp_(0, levels - 1)
+        index = ((source.double() - low) * (levels - 1) / span).round().clamp_(0, levels - 1)
         value = (index * step + low).float()
         destination.copy_(torch.where(index == levels - 1, high, value))
 
