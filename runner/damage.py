@@ -9,22 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import torch
-from attrs import frozen
 from torch import Tensor
 
 from runner import noise
 from runner.digest import digest_of
+from runner.target import Target
 from runner.sweep import Method
 
 BLOCK = 2**24  # weights at a time: bounds the memory that damage needs beside the model
-
-
-@frozen
-class Target:
-    """A tensor of a parameter group: its canonical name, which seeds its random numbers, and the model's weight."""
-
-    name: str
-    weight: Tensor
 
 
 Baseline = list[Tensor]

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from runner.damage import Target
+from runner.target import Target
 from runner.errors import SpecError
 from runner.strict import suggestion
 
