@@ -16,9 +16,12 @@ from runner.errors import DegradeError
 from runner.spec import Spec, find_spec, load_spec
 
 INTERRUPTED, TERMINATED = 130, 143
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING")
 
 DESCRIPTION = "Damage a language model on purpose, step by step, and record how its language breaks down."
 EPILOG = """\
+degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
+
 exit codes: 0 done; 2 the spec or the command line is wrong; 3 the environment is (model, token, memory, results
 file); 130 or 143 interrupted. Whatever was finished is in the results files: run the same command again to go on."""
 
@@ -43,13 +46,28 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
     parser.add_argument("--force", action="store_true",
                         help="run everything again; the old file is kept under a dated name")  # fmt: skip
-    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
+    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
+    return parser
+
+
+def build_verify_parser() -> argparse.ArgumentParser:
+    """What the command line of `degrade verify` looks like."""
+    parser = argparse.ArgumentParser(
+        prog="degrade verify",
+        description="Damage again and compare digests, without generating: is it the same experiment on this machine?",
+        epilog="exit codes: 0 every digest is equal; 1 some differ; 2 and 3 as for degrade",
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results file, its sidecar beside it")
+    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
+    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verifying = arguments[:1] == ["verify"]
+    options = build_verify_parser().parse_args(arguments[1:]) if verifying else build_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     # Bit-equal products whatever the alignment of their operands: a row's numbers then do not depend on where in a
     # batch it stands. MKL reads this when it is loaded, so it has to be set before torch is imported.
@@ -57,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries would fill a log
     try:
-        specs = [(path, _read(path, options)) for path in map(find_spec, options.specs)]
-        return _run(specs, options)
+        return _verify(options) if verifying else _run(options)
     except DegradeError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -72,8 +89,18 @@ def _read(path: Path, options: argparse.Namespace) -> Spec:
     return evolve(spec, model=evolve(spec.model, device=options.device)) if options.device else spec
 
 
-def _run(specs: Sequence[tuple[Path, Spec]], options: argparse.Namespace) -> int:
-    # Imported here: these bring torch and transformers, which a wrong spec need not wait for.
+def _verify(options: argparse.Namespace) -> int:
+    from runner import logs, model, verify
+
+    logs.set_up(options.log_level)
+    model.quieten()
+    equal = [verify.verify(path, options.device) for path in options.results]
+    return 0 if all(equal) else 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    specs = [(path, _read(path, options)) for path in map(find_spec, options.specs)]
+    # Imported now: these bring torch and transformers, which a wrong spec need not wait for.
     from runner import experiment, logs, model, preview
 
     logs.set_up(options.log_level)

@@ -23,17 +23,22 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def digest_of(named: Sequence[tuple[str, Tensor]]) -> str:
     """16 hexadecimal digits for tensors in the given order."""
+    return bind([(name, tensor, fingerprint(tensor)) for name, tensor in named])
+
+
+def bind(printed: Sequence[tuple[str, Tensor, int]]) -> str:
+    """The digest of tensors whose fingerprints are known."""
     whole = hashlib.sha256()
-    for name, tensor in named:
+    for name, tensor, number in printed:
         shape = "x".join(map(str, tensor.shape))
-        whole.update(f"{name} {shape} {tensor.dtype} {fingerprint(tensor):016x}\n".encode())
+        whole.update(f"{name} {shape} {tensor.dtype} {number:016x}\n".encode())
     return whole.hexdigest()[:16]
 
 
 def fingerprint(tensor: Tensor) -> int:
     """The 64-bit sum over all weights of one tensor, in the order of their flat indices."""
     bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
-    coefficients = _coefficients(bits.device)
+    coefficients = coefficients_on(bits.device)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for first in range(0, bits.numel(), BLOCK * BLOCKS_AT_ONCE):
         part = bits[first : first + BLOCK * BLOCKS_AT_ONCE]
@@ -45,7 +50,7 @@ def fingerprint(tensor: Tensor) -> int:
 
 
 @cache
-def _coefficients(device: torch.device) -> Tensor:
+def coefficients_on(device: torch.device) -> Tensor:
     """BLOCK odd 64-bit integers, the same on every device."""
     drawn = words(0, 0, 0, 2 * BLOCK).view(np.int64) | 1
     return torch.from_numpy(drawn).to(device)

@@ -11,18 +11,17 @@ import torch
 from attrs import frozen
 
 from runner import provenance, vram
-from runner.damage import Patient
-from runner.errors import SpecError
 from runner.generate import Answer, Generator, Question, Shape
-from runner.groups import check_group_name, find_targets, is_tied
+from runner.lab import Lab, check, set_up
 from runner.logs import Meter, log_file
-from runner.model import choose_device, encode, end_tokens, load_model, load_tokenizer, locate
+from runner.model import end_tokens
+from runner.patient import Patient
 from runner.perplexity import perplexity
 from runner.plan import Condition, Job, conditions_of, jobs_of
-from runner.prompt import Prompt, load_prompts
+from runner.prompt import Prompt
 from runner.record import experiment_id, guarded_settings, make_record
 from runner.results import Record, ResultsFile, key_of, open_results, results_path
-from runner.sampling import Sampling, set_all_seeds
+from runner.sampling import Sampling
 from runner.spec import Spec
 from runner.sweep import Method
 
@@ -39,23 +38,6 @@ class Experiment:
     last_record: Record | None
 
 
-@frozen(kw_only=True)
-class Lab:
-    """What all conditions of a run share."""
-
-    spec: Spec
-    prompts: Sequence[Prompt]
-    token_ids: Sequence[Sequence[int]]  # of each prompt, templated
-    tokenizer: Any
-    model: Any
-    device: torch.device
-
-    @property
-    def most_rows(self) -> int:
-        """The rows of a batch when memory does not matter."""
-        return min(len(self.prompts), self.spec.generation.max_batch_size)
-
-
 def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) -> None:
     """Do what of a spec is not done yet, and append it to the results files.
 
@@ -69,24 +51,12 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
         if not experiments:
             logger.info("%s: nothing to do, every record is there", spec.name)
             return
-        lab = set_up_lab(spec, prompts, experiments)
         jobs = [job for experiment in experiments for job in experiment.jobs]
-        with Meter(jobs) as meter, Patient(lambda group: find_targets(lab.model, group)) as patient:
+        lab = set_up(spec, prompts, {job.condition.group for job in jobs})
+        with Meter(jobs) as meter, Patient(lab.find_targets) as patient:
             for experiment in experiments:
                 with log_file(results / "logs", experiment_id(spec, experiment.method)):
-                    note_provenance(lab, experiment)
                     run_experiment(lab, experiment, patient, meter)
-
-
-def check(spec: Spec, spec_folder: Path) -> tuple[Prompt, ...]:
-    """The prompts of a spec, after everything that can be refused without a model."""
-    if spec.image.enabled:
-        raise SpecError("image.enabled: pictures are not supported yet; set image.enabled = false for text alone")
-    if spec.model.load_4bit:
-        raise SpecError("model.load_4bit: damage to 4-bit models is not supported yet; set load_4bit = false")
-    for index, sweep in enumerate(spec.sweeps):
-        check_group_name(sweep.group, f"sweeps[{index}].group")
-    return load_prompts(spec.prompts, spec_folder)
 
 
 def open_experiments(
@@ -98,44 +68,19 @@ def open_experiments(
         path = results_path(results, method, spec.model.id, spec.suffix)
         file, records = open_results(path, force=force)
         files.enter_context(file)
-        provenance.check_same_settings(path, records, guarded_settings(spec), spec.model.revision)
+        provenance.check_same_settings(path, records, guarded_settings(spec), spec)
         finished = {key_of(record) for record in records}
         jobs = jobs_of((c for c in conditions if c.method == method), prompts, finished)
         yield Experiment(method=method, file=file, jobs=jobs, last_record=records[-1] if records else None)
 
 
-def set_up_lab(spec: Spec, prompts: Sequence[Prompt], experiments: Sequence[Experiment]) -> Lab:
-    """Load tokenizer and model; the cheapest check comes first."""
-    set_all_seeds(spec.run.seed)
-    device, source = choose_device(spec.model.device), locate(spec.model)
-    logger.info("loading %s in %s on %s", spec.model.id, spec.model.dtype, device)
-    tokenizer = load_tokenizer(source)
-    token_ids = [encode(tokenizer, prompt.text) for prompt in prompts]
-    check_fit(spec, prompts, token_ids)
-    model = load_model(source, spec.model.dtype, device)
-    for group in {job.condition.group for experiment in experiments for job in experiment.jobs}:
-        find_targets(model, group)  # a group that this model does not have is an error now, not hours later
-    return Lab(spec=spec, prompts=prompts, token_ids=token_ids, tokenizer=tokenizer, model=model, device=device)
-
-
-def check_fit(spec: Spec, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> None:
-    """Refuse prompts that leave no room for their continuation."""
-    new, limit = spec.generation.max_new_tokens, spec.sequence_length
-    longest, index = max((len(ids), index) for index, ids in enumerate(token_ids))
-    if longest + new > limit:
-        raise SpecError(
-            f"generation.max_seq_length: {limit} tokens do not hold a prompt of {longest} and max_new_tokens = {new}; "
-            f"the prompt is {prompts[index].text!r}"
-        )
-
-
 def run_experiment(lab: Lab, experiment: Experiment, patient: Patient, meter: Meter) -> None:
     """Every condition of one method: damage, measure, answer in batches, append each batch."""
+    sidecar = open_sidecar(lab, experiment)
     generator = make_generator(lab, static_shape(lab, experiment.last_record))
     for job in experiment.jobs:
         condition, waiting = job.condition, job.prompt_indices
-        digest = patient.damage(condition.group, condition.method, condition.level, condition.seed)
-        facts = {"weights_digest": digest} | measure_perplexity(lab, condition)
+        facts = damage(lab, condition, patient, sidecar)
         while waiting:
             shape, started = generator.shape, time.perf_counter()
             batch = waiting[: shape.rows]
@@ -210,21 +155,39 @@ def measure_perplexity(lab: Lab, condition: Condition) -> dict[str, Any]:
     return {"perplexity": value}
 
 
-def note_provenance(lab: Lab, experiment: Experiment) -> None:
-    """Write the sidecar; warn where machine or versions are not those of the run before."""
+def open_sidecar(lab: Lab, experiment: Experiment) -> provenance.Sidecar:
+    """Write down what runs; warn where machine or versions are not those of the run before."""
     groups = dict.fromkeys(job.condition.group for job in experiment.jobs)
     facts = {
         "started": provenance.now(),
         "versions": provenance.versions(),
         "machine": provenance.machine_facts(lab.device),
-        "model": {
-            "class": type(lab.model).__name__,
-            "commit": getattr(lab.model.config, "_commit_hash", None) or "none",
-            "parameters": sum(parameter.numel() for parameter in lab.model.parameters()),
-            "tied_embeddings": is_tied(lab.model),
-        },
+        "model": lab.model_facts(),
         "prompts_digest": provenance.prompts_digest(lab.prompts),
-        "groups": {group: [target.name for target in find_targets(lab.model, group)] for group in groups},
+        "groups": {group: [target.name for target in lab.find_targets(group)] for group in groups},
     }
-    for change in provenance.write_sidecar(experiment.file.path, lab.spec, facts):
+    sidecar = provenance.Sidecar(experiment.file.path, lab.spec, facts)
+    for change in sidecar.changes:
         logger.warning("not as in the run before: %s", change)
+    return sidecar
+
+
+def damage(lab: Lab, condition: Condition, patient: Patient, sidecar: provenance.Sidecar) -> dict[str, Any]:
+    """Bring the model into a condition and say what that did; returns what the condition's records have in common."""
+    digest = patient.damage(condition.group, condition.method, condition.level, condition.seed)
+    evidence = patient.evidence(condition.method)
+    row = {
+        "method": condition.method,
+        "group": condition.group,
+        "level": condition.level,
+        "repeat_index": condition.repeat_index,
+        "weights_digest": digest,
+        "baseline": ", ".join(patient.baseline_places),
+    }
+    sidecar.add_evidence(row | evidence.as_table())
+    distinct = evidence.distinct_values
+    if condition.repeat_index == 0 and distinct is not None and distinct < condition.level:
+        logger.warning(
+            "%s: %s holds %d distinct values of %g", condition, lab.spec.model.dtype, distinct, condition.level
+        )
+    return {"weights_digest": digest} | measure_perplexity(lab, condition)

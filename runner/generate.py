@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from runner.errors import SetupError
+from runner.placement import input_device
 from runner.sampling import Sampling, next_tokens, row_streams
 
 REASONS = ("length", "eos", "nonfinite")
@@ -57,7 +58,7 @@ class Generator:
     def __init__(self, model: Any, shape: Shape, sampling: Sampling, eos: Sequence[int], pad: int) -> None:
         """`eos` are the token ids that end a row, `pad` fills what is not read."""
         self.model, self.shape, self.sampling, self.pad = model, shape, sampling, pad
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.eos = torch.tensor(sorted(eos), dtype=torch.int64, device=self.device)
         self.config = model.config.get_text_config()
         self.length = shape.prompt_length + shape.new_tokens

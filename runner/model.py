@@ -16,6 +16,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 
 from runner.errors import SetupError, SpecError
 from runner.spec import DType, Model
+from runner.vram import has_room
 
 logger = logging.getLogger(__name__)
 
@@ -114,19 +115,40 @@ def build_on_meta(config: Any) -> Any:
         return build(config)
 
 
-def load_model(source: Source, dtype: DType, device: torch.device) -> Any:
-    """The model in evaluation mode on a device, and nothing of it trainable.
+def load_model(
+    source: Source, dtype: DType, device: torch.device, *, load_4bit: bool = False, may_spread: bool = False
+) -> Any:
+    """The model in evaluation mode, and nothing of it trainable.
+
+    On CUDA the weights go from the file to the device, tensor by tensor. A model that one GPU does not hold is spread
+    over all GPUs and the host if it may be. In 4 bits (NF4) `dtype` is what it computes in.
 
     Raises:
         SetupError: the weights cannot be had.
     """
     config = load_config(source)
-    family = config.get_text_config().model_type
-    if dtype == "float16" and family.startswith("gemma3"):
+    if dtype == "float16" and config.get_text_config().model_type.startswith("gemma3"):
         logger.warning("model.dtype: activations of Gemma 3 overflow float16; use bfloat16 or float32")
-    model = _load(_class_for(config), source, dtype=getattr(torch, dtype)).to(device)
+    number = getattr(torch, dtype)
+    options: dict[str, Any] = {"dtype": number}
+    if load_4bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number
+        )
+    if load_4bit or device.type == "cuda":
+        spread = may_spread and not load_4bit and not _fits(config, number.itemsize, device)
+        options["device_map"] = "auto" if spread else {"": device}
+    model = _load(_class_for(config), source, **options)
+    if "device_map" not in options:
+        model = model.to(device)
     model.requires_grad_(requires_grad=False)
     return model.eval()
+
+
+def _fits(config: Any, element_size: int, device: torch.device) -> bool:
+    """Whether a GPU holds the weights and leaves room to work."""
+    size = sum(parameter.numel() for parameter in build_on_meta(config).parameters()) * element_size
+    return has_room(device, size)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -50,7 +50,7 @@ def conditions_of(spec: Spec) -> list[Condition]:
         Condition(
             sweep=sweep.name,
             method=sweep.method,
-            group=sweep.group,
+            group=sweep.label,
             level=level,
             level_index=level_index,
             repeat_index=repeat,

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from runner import vram
 from runner.errors import SetupError
-from runner.experiment import check, check_fit
-from runner.groups import find_targets, is_tied
+from runner.groups import find_targets, is_tied, untie
+from runner.lab import check, check_fit
 from runner.model import build_on_meta, choose_device, encode, load_config, load_tokenizer, locate
 from runner.plan import Job, conditions_of, jobs_of
 from runner.results import key_of, read_records, results_path
@@ -38,11 +38,14 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
 
     device, source = choose_device(spec.model.device), locate(spec.model)
     model = build_on_meta(load_config(source))
-    groups = {group: find_targets(model, group) for group in dict.fromkeys(sweep.group for sweep in spec.sweeps)}
+    selections = spec.selections()
+    if any(selection.tied != "both" for selection in selections.values()):
+        untie(model)
+    groups = {label: find_targets(model, selection) for label, selection in selections.items()}
     tied = "tied to the output head" if is_tied(model) else "not tied to the output head"
     console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
     for group, targets in groups.items():
-        weights = sum(target.weight.numel() for target in targets)
+        weights = sum(target.count for target in targets)
         console.print(f"group {group}: {len(targets)} tensors, {weights:,} weights")
         for target in targets[:TENSORS_SHOWN]:
             console.print(f"  {target.name} {list(target.weight.shape)}", soft_wrap=True)
@@ -77,5 +80,5 @@ def _plan_table(spec: Spec, jobs: Sequence[Job], prompts: int) -> Table:
         levels = sweep.resolved_levels()
         shown = f"{len(levels)}, {levels[0]:g} .. {levels[-1]:g}"
         records = sum(len(job.prompt_indices) for job in found)
-        table.add_row(sweep.name, sweep.method, sweep.group, shown, str(len(found)), str(records))
+        table.add_row(sweep.name, sweep.method, sweep.label, shown, str(len(found)), str(records))
     return table

@@ -16,6 +16,7 @@ from runner.files import replace_file
 from runner.prompt import Prompt
 from runner.spec import Spec, dump_toml, to_tables
 
+EVIDENCE_KEY = ("method", "group", "level", "repeat_index")
 PACKAGES = ("degrade", "torch", "transformers", "accelerate", "bitsandbytes", "numpy", "tokenizers")
 
 
@@ -96,27 +97,54 @@ def read_sidecar(results: Path) -> dict[str, Any]:
     return tables
 
 
-def write_sidecar(results: Path, spec: Spec, facts: Mapping[str, Any]) -> list[str]:
-    """Write the resolved spec and what ran; every run on the file is kept in `provenance.runs`.
+class Sidecar:
+    """The file beside a results file: the resolved spec, every run on the file, and what each damage did."""
 
-    Returns:
-        What differs from the machine and versions of the run before, one sentence each.
-    """
-    earlier = read_sidecar(results).get("provenance", {}).get("runs", [])
-    last = earlier[-1] if earlier else {}
-    changed = [
-        f"{key}: {last[table][key]} before, {value} now"
-        for table in ("versions", "machine")
-        for key, value in facts[table].items()
-        if key in last.get(table, {}) and last[table][key] != value
-    ]
-    tables = to_tables(spec) | {"provenance": {"runs": [*earlier, dict(facts)]}}
-    replace_file(sidecar_path(results), dump_toml(tables).encode())
-    return changed
+    def __init__(self, results: Path, spec: Spec, facts: Mapping[str, Any]) -> None:
+        """Add a run to the sidecar, which is made if there is none.
+
+        `changes` then says what differs from the machine and versions of the run before, one sentence each.
+        """
+        before = read_sidecar(results)
+        earlier = before.get("provenance", {})
+        runs = earlier.get("runs", [])
+        last = runs[-1] if runs else {}
+        self.changes = [
+            f"{key}: {last[table][key]} before, {value} now"
+            for table in ("versions", "machine")
+            for key, value in facts[table].items()
+            if key in last.get(table, {}) and last[table][key] != value
+        ]
+        self._path = sidecar_path(results)
+        self._evidence = {_evidence_key(row): row for row in earlier.get("evidence", [])}
+        self._tables = _joined(before, to_tables(spec))
+        self._runs = [*runs, dict(facts)]
+        self._write()
+
+    def add_evidence(self, row: Mapping[str, Any]) -> None:
+        """Say what the damage of a condition did; the condition's own columns are those of `EVIDENCE_KEY`."""
+        if self._evidence.get(_evidence_key(row)) != row:
+            self._evidence[_evidence_key(row)] = dict(row)
+            self._write()
+
+    def _write(self) -> None:
+        told = {"runs": self._runs, "evidence": list(self._evidence.values())}
+        replace_file(self._path, dump_toml(self._tables | {"provenance": told}).encode())
+
+
+def _joined(before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a spec with the sweeps and groups of earlier runs, whose records are in the same file."""
+    names = {sweep["name"] for sweep in now["sweeps"]}
+    kept = [sweep for sweep in before.get("sweeps", []) if sweep["name"] not in names]
+    return now | {"sweeps": [*kept, *now["sweeps"]], "groups": before.get("groups", {}) | now["groups"]}
+
+
+def _evidence_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in EVIDENCE_KEY)
 
 
 def check_same_settings(
-    path: Path, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], revision: str | None
+    path: Path, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], spec: Spec
 ) -> None:
     """Refuse to add records to a file that was made under other settings.
 
@@ -127,9 +155,14 @@ def check_same_settings(
         SpecError: with every difference.
     """
     different: dict[str, tuple[Any, Any]] = {}
-    sidecar = read_sidecar(path).get("model", {}) if records else {}
-    if sidecar and sidecar.get("revision") != revision:
-        different["model.revision"] = (sidecar.get("revision"), revision)
+    before = read_sidecar(path) if records else {}
+    revision = before.get("model", {}).get("revision")
+    if before and revision != spec.model.revision:
+        different["model.revision"] = (revision, spec.model.revision)
+    groups = to_tables(spec)["groups"]
+    for name, group in before.get("groups", {}).items():
+        if groups.get(name, group) != group:
+            different[f"groups.{name}"] = (group, groups[name])
     for record in records:
         for key, wanted in settings.items():
             have = record["seed"] - record["repeat_index"] if key == "seed" and "seed" in record else record.get(key)

@@ -1,7 +1,7 @@
 """The spec: one TOML file as frozen classes, read strictly, merged, overridden, and written back."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ import tomli_w
 from attrs import asdict, evolve, field, frozen
 
 from runner.errors import SpecError
+from runner.selection import BUILT_IN, Group, Selection
 from runner.strict import NOT_EMPTY, Rule, at_least, make_converter, problems, suggestion
 from runner.sweep import Sweep, Text
 
@@ -89,17 +90,47 @@ class Spec:
     prompts: Text
     model: Model
     sweeps: Annotated[tuple[Sweep, ...], NOT_EMPTY]
+    groups: dict[FileName, Group] = field(factory=dict)
     generation: Generation = field(factory=Generation)
     run: Run = field(factory=Run)
     image: Image = field(factory=Image)
     perplexity: Perplexity = field(factory=Perplexity)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse two sweeps of one name: `--sweep` could not tell them apart."""
+        """Raise every contradiction between tables at once, as a group of `ValueError`."""
+        found = list(self._contradictions())
+        if found:
+            raise ExceptionGroup("spec", [ValueError(text) for text in found])
+
+    def _contradictions(self) -> Iterator[str]:
         names = [sweep.name for sweep in self.sweeps]
         twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"sweeps: the name {', '.join(twice)} stands twice")
+        if twice:  # `--sweep` could not tell them apart
+            yield f"sweeps: the name {', '.join(twice)} stands twice"
+        yield from (f"groups.{name}: this name is that of a built-in group" for name in self.groups if name in BUILT_IN)
+        for index, sweep in enumerate(self.sweeps):
+            if sweep.group not in BUILT_IN and sweep.group not in self.groups:
+                hint = suggestion(sweep.group, [*BUILT_IN, *self.groups])
+                yield f"sweeps[{index}].group: {sweep.group!r} is no parameter group{hint}"
+            both = sweep.group == "reference_attn" or (
+                sweep.group in self.groups and self.groups[sweep.group].component == "all"
+            )
+            if sweep.layers is not None and both:
+                yield f"sweeps[{index}].layers: {sweep.group} has layers of text and of vision: define a group of one"
+
+    def selections(self) -> dict[str, Selection]:
+        """What the sweeps damage, by the `param_group_name` of their records."""
+        found = [
+            Selection(
+                group=sweep.group,
+                definition=self.groups.get(sweep.group),
+                layers=sweep.layers,
+                tied=sweep.tied,
+                key=f"sweeps[{index}]",
+            )
+            for index, sweep in enumerate(self.sweeps)
+        ]
+        return {selection.label: selection for selection in found}
 
     @property
     def suffix(self) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import attrs
 import cattrs
-from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn
 
 PLAIN_TYPES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
@@ -41,6 +41,7 @@ def make_converter() -> cattrs.Converter:
         converter.register_structure_hook(plain, _structure_plain)
     converter.register_structure_hook_func(_is(Literal), _structure_literal)
     converter.register_structure_hook_func(_is(tuple), partial(_structure_tuple, converter))
+    converter.register_structure_hook_func(_is(dict), partial(_structure_table, converter))
     converter.register_structure_hook_func(_is(Annotated), partial(_structure_annotated, converter))
     converter.register_structure_hook_factory(attrs.has, lambda cls: _table_hook(converter, cls))
     return converter
@@ -72,7 +73,8 @@ def _members(error: ExceptionGroup[Exception]) -> Iterator[tuple[Exception, str]
         yield from ((inner, f".{note.name}") for inner, note in noted)
         yield from ((inner, "") for inner in others)
     elif isinstance(error, IterableValidationError):
-        yield from ((inner, f"[{note.index}]") for inner, note in error.group_exceptions()[0])
+        for inner, note in error.group_exceptions()[0]:
+            yield inner, f".{note.index}" if isinstance(note.index, str) else f"[{note.index}]"
     else:
         yield from ((inner, "") for inner in error.exceptions)
 
@@ -105,6 +107,23 @@ def _structure_tuple(converter: cattrs.Converter, value: Any, wanted: Any) -> An
         raise ValueError(f"{value!r} is not a list")
     entries: Any = GenericAlias(list, get_args(wanted)[:1])
     return tuple(converter.structure(value, entries))
+
+
+def _structure_table(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
+    """A table whose keys the user chooses."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a table")
+    key_type, value_type = get_args(wanted)
+    found, errors = {}, []
+    for key, inner in value.items():
+        try:
+            found[converter.structure(key, key_type)] = converter.structure(inner, value_type)
+        except (ValueError, cattrs.BaseValidationError) as error:
+            error.__notes__ = [*getattr(error, "__notes__", []), IterableValidationNote(f"in table {key}", key, wanted)]
+            errors.append(error)
+    if errors:
+        raise IterableValidationError("table", errors, wanted)
+    return found
 
 
 def _structure_annotated(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:

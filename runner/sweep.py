@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from attrs import frozen
 
+from runner.selection import TIED_GROUPS, Layers, Selection, Tied
 from runner.strict import NOT_EMPTY, Rule
 
 Method = Literal["mult_gauss", "ablation", "uni_quant"]
@@ -17,11 +18,16 @@ FEWEST_VALUES, MOST_VALUES = 2, 2**24
 
 @frozen(kw_only=True)
 class Sweep:
-    """One method on one parameter group over a list of levels: `levels`, or `start`, `stop` and `steps`."""
+    """One method on one parameter group over a list of levels: `levels`, or `start`, `stop` and `steps`.
+
+    `layers` keeps to some layers of the group; `tied` to one side of embeddings that are the output head as well.
+    """
 
     name: Text
     method: Method
     group: Text
+    layers: Layers | None = None
+    tied: Tied = "both"
     start: float | None = None
     stop: float | None = None
     steps: Annotated[int, Rule(f"from 1 to {MOST_STEPS}", lambda steps: 1 <= steps <= MOST_STEPS)] | None = None
@@ -42,9 +48,16 @@ class Sweep:
             yield "give levels = [...], or start, stop and steps"
         if self.steps == 1 and self.start != self.stop:
             yield f"steps = 1 reaches start = {self.start} only, not stop = {self.stop}"
+        if self.tied != "both" and self.group not in TIED_GROUPS:
+            yield f"tied = {self.tied!r} has a meaning for the groups {' and '.join(TIED_GROUPS)} only"
         for level in self.levels or (self.start, self.stop):
             if level is not None and (wanted := _level_problem(self.method, level)):
                 yield f"level {level:g} is not allowed: the level of {self.method} is {wanted}"
+
+    @property
+    def label(self) -> str:
+        """The `param_group_name` of its records."""
+        return Selection(group=self.group, layers=self.layers, tied=self.tied).label
 
     def resolved_levels(self) -> tuple[float, ...]:
         """The levels, each once, from least to most damage.

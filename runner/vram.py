@@ -13,6 +13,7 @@ from runner.errors import SetupError
 
 logger = logging.getLogger(__name__)
 
+GIB = 2**30
 STOP_ABOVE, WARN_ABOVE, GROW_BELOW = 0.95, 0.90, 0.40
 PAUSE_SECONDS = 1.0
 
@@ -31,6 +32,12 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether a GPU can hold `size` more bytes and still leave a tenth for cache and logits below the warning."""
+    total = total_memory(device)
+    return torch.cuda.memory_reserved(device) + size + total // 10 < WARN_ABOVE * total
 
 
 def rows_after_batch(rows: int, used: float | None, most: int) -> int:

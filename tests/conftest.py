@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,

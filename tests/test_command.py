@@ -169,10 +169,40 @@ def test_the_sidecar_runs_again(study: Path, degrade: Command) -> None:
     assert records_in(study / "again") == records_in(study / "results")
 
 
+def test_verify_damages_again(study: Path, degrade: Command) -> None:
+    """`degrade verify` finds every digest again, generates nothing, and notices a digest that is another."""
+    done(degrade())
+    path = next((study / "results").glob("outputs_ablation_*.json"))
+    before = path.read_bytes()
+    assert "4 damaged models, 0 differ" in done(degrade(str(path), spec="verify")).stderr
+    digest = json.loads(before)[-1]["weights_digest"].encode()
+    path.write_bytes(before.replace(digest, b"0" * 16))
+    wrong = degrade(str(path), spec="verify")
+    assert wrong.returncode == 1, wrong.stderr
+    assert "1 differ" in wrong.stderr
+    assert digest.decode() in wrong.stderr
+
+
+def test_sidecar_holds_evidence(study: Path, degrade: Command) -> None:
+    """The sidecar says of every condition what the damage did to how many weights."""
+    done(degrade())
+    rows = {}
+    for path in (study / "results").glob("outputs_*.toml"):
+        for row in tomllib.loads(path.read_text())["provenance"]["evidence"]:
+            rows[row["method"], row["level"], row["repeat_index"]] = row
+    assert len(rows) == 12
+    assert rows["mult_gauss", 0.0, 1]["fraction_changed"] == 0
+    assert 0.99 < rows["mult_gauss", 0.5, 0]["fraction_changed"] <= 1
+    assert abs(rows["mult_gauss", 0.5, 0]["relative_change"] - 0.5) < 0.02
+    assert abs(rows["ablation", 0.25, 1]["fraction_zeroed"] - 0.25) < 0.03
+    assert rows["uni_quant", 4, 0]["distinct_values"] == 4
+    assert {(row["tensors"], row["weights"]) for row in rows.values()} == {(9, 73_728), (3, 6_144), (1, 20_480)}
+
+
 def test_dry_run_says_what_would_happen(study: Path, degrade: Command) -> None:
     """--dry-run prints plan, tensors and memory, and leaves nothing behind."""
     printed = done(degrade("--dry-run")).stdout
-    for expected in ("records to do: 60", "group mlp_only: 9 tensors, 55,296 weights", "not tied", "3 rows", "GiB"):
+    for expected in ("records to do: 60", "group mlp_only: 9 tensors, 73,728 weights", "not tied", "3 rows", "GiB"):
         assert expected in printed, printed
     assert not (study / "results").exists()
 

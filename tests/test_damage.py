@@ -11,10 +11,13 @@ from torch import Tensor
 
 from runner import damage as damages
 from runner import groups, noise
-from runner.damage import Patient, Target, damage, keep_baseline, restore
+from runner.damage import damage, keep_baseline, restore
 from runner.errors import SpecError
 from runner.model import Source, load_model
+from runner.patient import Patient
+from runner.selection import Selection
 from runner.sweep import Method
+from runner.target import Target
 
 NAME = "layers.0.self_attn.v_proj.weight"
 SEED = 42
@@ -213,8 +216,7 @@ def patient_of(model: torch.nn.Module) -> Patient:
     """A patient whose groups are those of the spec."""
 
     def find(group: str) -> tuple[Target, ...]:
-        groups.check_group_name(group, "group")
-        return groups.find_targets(model, group)
+        return groups.find_targets(model, Selection(group=group))
 
     return Patient(find)
 
@@ -249,8 +251,8 @@ def test_a_patient_changes_groups_cleanly(model: torch.nn.Module) -> None:
         patient.damage("attn_only", "ablation", 0.5, SEED)
         first = patient.damage("embed_only", "mult_gauss", 0.5, SEED)
         assert changed(model, before) == {"embed_tokens"}
-        with pytest.raises(SpecError, match="nose_only"):
-            patient.damage("nose_only", "ablation", 0.5, SEED)
+        with pytest.raises(SpecError, match="reference_attn"):
+            patient.damage("reference_attn", "ablation", 0.5, SEED)
         assert changed(model, before) == set()
         assert patient.damage("embed_only", "mult_gauss", 0.5, SEED) == first
         assert changed(model, before) == {"embed_tokens"}
@@ -258,7 +260,7 @@ def test_a_patient_changes_groups_cleanly(model: torch.nn.Module) -> None:
 
 def test_a_patient_is_damaged_once_per_state(model: torch.nn.Module) -> None:
     """Repeats of a deterministic level find the model as it is; a mark on a weight outlives them, and only them."""
-    weight = groups.find_targets(model, "attn_only")[0].weight
+    weight = groups.find_targets(model, Selection(group="attn_only"))[0].weight
     with patient_of(model) as patient:
         for method, level in (("uni_quant", 4), ("mult_gauss", 0.0), ("ablation", 0.0)):
             patient.damage("attn_only", method, level, SEED)

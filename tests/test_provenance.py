@@ -14,12 +14,12 @@ from runner.plan import conditions_of
 from runner.prompt import Prompt
 from runner.provenance import (
     PACKAGES,
+    Sidecar,
     check_same_settings,
     prompts_digest,
     read_sidecar,
     sidecar_path,
     versions,
-    write_sidecar,
 )
 from runner.record import experiment_id, guarded_settings, make_record
 from runner.results import key_of, open_results
@@ -65,7 +65,7 @@ def records_of(spec: Spec) -> list[dict[str, Any]]:
 def refusal(path: Path, records: list[dict[str, Any]], spec: Spec) -> list[str]:
     """The lines that the user reads when a resume is refused."""
     with pytest.raises(SpecError) as caught:
-        check_same_settings(path, records, guarded_settings(spec), spec.model.revision)
+        check_same_settings(path, records, guarded_settings(spec), spec)
     return str(caught.value).splitlines()
 
 
@@ -78,19 +78,20 @@ def path(tmp_path: Path) -> Path:
 def test_the_sidecar_is_a_spec_that_runs_the_same_again(path: Path) -> None:
     """Whoever finds the results can repeat them with the file beside them, without the spec that it extended."""
     for spec in (SPEC, load_spec(find_spec("dreams_it"))):
-        write_sidecar(path, spec, facts())
+        sidecar_path(path).unlink(missing_ok=True)
+        Sidecar(path, spec, facts())
         assert sidecar_path(path).name == "outputs_ablation_model_study.toml"
         assert load_spec(sidecar_path(path)) == spec
 
 
 def test_every_run_stays_in_the_sidecar_and_changes_are_told(path: Path) -> None:
     """A study that went on under another torch says so, and keeps what both runs said of themselves."""
-    assert write_sidecar(path, SPEC, facts()) == []
-    assert write_sidecar(path, SPEC, facts(numpy="2.1")) == [], "what was not noted before has not changed"
+    assert Sidecar(path, SPEC, facts()).changes == []
+    assert Sidecar(path, SPEC, facts(numpy="2.1")).changes == [], "what was not noted before has not changed"
     now = facts(torch="2.13", numpy="2.2")
-    assert write_sidecar(path, SPEC, now) == ["torch: 2.11 before, 2.13 now", "numpy: 2.1 before, 2.2 now"]
+    assert Sidecar(path, SPEC, now).changes == ["torch: 2.11 before, 2.13 now", "numpy: 2.1 before, 2.2 now"]
     machine = now | {"machine": {"device": "cuda:0", "platform": "Linux", "gpu": "H200"}}
-    assert write_sidecar(path, SPEC, machine) == ["device: cpu before, cuda:0 now"], "the last run is compared"
+    assert Sidecar(path, SPEC, machine).changes == ["device: cpu before, cuda:0 now"], "the last run is compared"
     assert read_sidecar(path)["provenance"]["runs"] == [facts(), facts(numpy="2.1"), now, machine]
     assert [file.name for file in path.parent.iterdir()] == [sidecar_path(path).name], "no temporary file is left"
 
@@ -115,11 +116,12 @@ def test_prompts_digest_depends_on_texts_and_their_order() -> None:
 
 def test_the_same_settings_go_on(path: Path) -> None:
     """More repeats, other sweeps and another batch size are welcome in a file; each repeat has its own seed."""
-    write_sidecar(path, SPEC, facts())
+    Sidecar(path, SPEC, facts())
     more = evolve(SPEC, sweeps=SPEC.sweeps[:1], run=Run(seed=5, n_rep=9))
     more = evolve(more, generation=evolve(SPEC.generation, max_batch_size=1), model=evolve(SPEC.model, device="cpu"))
-    check_same_settings(path, records_of(SPEC), guarded_settings(more), "abc")
-    check_same_settings(path, [], guarded_settings(more), "another")  # no record, nothing to mix
+    check_same_settings(path, records_of(SPEC), guarded_settings(more), more)
+    another = evolve(more, model=evolve(more.model, revision="another"))
+    check_same_settings(path, [], guarded_settings(another), another)  # no record, nothing to mix
 
 
 def test_other_settings_are_refused_with_every_difference(path: Path) -> None:
@@ -131,7 +133,7 @@ def test_other_settings_are_refused_with_every_difference(path: Path) -> None:
         run=Run(seed=6, n_rep=2),
         image=Image(enabled=True, path="kitchen.png"),
     )
-    write_sidecar(path, SPEC, facts())
+    Sidecar(path, SPEC, facts())
     first, *lines = refusal(path, records_of(SPEC), other)
     assert first.startswith(f"{path}: was made under other settings.")
     assert "--force" in first
@@ -153,18 +155,36 @@ def test_one_record_among_many_is_enough(path: Path) -> None:
 def test_what_an_older_record_does_not_say_is_not_compared(path: Path, missing: str) -> None:
     """Records of the reference code lack fields; a missing value is no other value, and the rest is compared still."""
     records = [{key: value for key, value in one.items() if key != missing} for one in records_of(SPEC)]
-    check_same_settings(path, records, guarded_settings(SPEC), "abc")
+    check_same_settings(path, records, guarded_settings(SPEC), SPEC)
     wrong = "model_name" if missing != "model_name" else "dtype"
     assert refusal(path, [one | {wrong: "x"} for one in records], SPEC)[1].startswith(f"  {wrong}: the file has 'x'")
+
+
+def test_evidence_is_kept_once_per_condition(path: Path) -> None:
+    """What a damage did is said once, also when the condition is met again by a resumed run."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    sidecar = Sidecar(path, SPEC, facts())
+    sidecar.add_evidence(row)
+    sidecar.add_evidence(row | {"repeat_index": 1})
+    Sidecar(path, SPEC, facts()).add_evidence(row)
+    assert read_sidecar(path)["provenance"]["evidence"] == [row, row | {"repeat_index": 1}]
+    assert load_spec(sidecar_path(path)) == SPEC
+
+
+def test_sweeps_of_earlier_runs_stay_in_the_sidecar(path: Path) -> None:
+    """Records of a sweep that the spec no longer has are still explained."""
+    Sidecar(path, SPEC, facts())
+    Sidecar(path, evolve(SPEC, sweeps=SPEC.sweeps[1:]), facts())
+    assert [sweep.name for sweep in load_spec(sidecar_path(path)).sweeps] == ["quant", "fine"]
 
 
 @pytest.mark.parametrize(("before", "now"), [("abc", "def"), ("abc", None), (None, "abc")])
 def test_another_revision_is_refused(path: Path, before: str | None, now: str | None) -> None:
     """Weights of one name and two revisions are two models; the sidecar knows which made the file."""
     old, new = (evolve(SPEC, model=evolve(SPEC.model, revision=revision)) for revision in (before, now))
-    write_sidecar(path, old, facts())
+    Sidecar(path, old, facts())
     assert refusal(path, records_of(old), new)[1:] == [f"  model.revision: the file has {before!r}, the spec {now!r}"]
-    check_same_settings(path, records_of(old), guarded_settings(old), before)
+    check_same_settings(path, records_of(old), guarded_settings(old), old)
 
 
 def test_a_record_has_the_fields_of_the_design() -> None:
@@ -219,4 +239,4 @@ def test_a_record_is_known_by_the_key_of_its_condition(path: Path) -> None:
     file, records = open_results(path)
     with file:
         assert [key_of(record) for record in records] == [condition.key("Who?") for condition in conditions_of(SPEC)]
-        check_same_settings(path, records, guarded_settings(SPEC), SPEC.model.revision)
+        check_same_settings(path, records, guarded_settings(SPEC), SPEC)

@@ -20,6 +20,7 @@ from runner.errors import SetupError
 from runner.model import Source, load_model
 from runner.perplexity import perplexity
 from runner.sampling import Sampling, _first_word, gumbel, next_tokens, row_streams, set_all_seeds
+from runner.selection import Selection
 
 CPU = torch.device("cpu")
 SEEDS_BEYOND_32_BITS = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 1, 2**63, 2**64 - 1]
@@ -239,9 +240,9 @@ def test_memory_that_runs_out_halves_the_rows_or_stops_the_run(caplog: pytest.Lo
 
 def test_the_estimate_counts_the_tiny_model(model: transformers.PreTrainedModel) -> None:
     """Weights, largest group, cache and logits of the tiny Llama, counted by hand from its configuration."""
-    attention, mlp, embedding = 64 * 64 * 2 + 64 * 32 * 2, 3 * 64 * 96, 320 * 64
+    attention, mlp, embedding = 64 * 64 * 2 + 64 * 32 * 2, 3 * 64 * 128, 320 * 64
     weights = 3 * (attention + mlp + 2 * 64) + 2 * embedding + 64  # norms: two a layer and the last
-    found = [groups.find_targets(model, name) for name in ("attn_only", "mlp_only", "embed_only")]
+    found = [groups.find_targets(model, Selection(group=name)) for name in ("attn_only", "mlp_only", "embed_only")]
     estimate = vram.estimate(model, found, rows=5, length=100, element_size=2)
     cache = 2 * 3 * 2 * 16 * 5 * 100 * 2  # keys and values, layers, heads, head size, rows, length, bytes
     expected = vram.Estimate(weights=2 * weights, baseline=2 * 3 * mlp, cache=cache, logits=5 * 320 * (2 + 4 + 4))

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import SpecError
+from runner.selection import BUILT_IN, Group
 from runner.spec import Generation, Image, Model, Perplexity, Run, Spec, dump_toml, find_spec, load_spec, to_tables
 from runner.sweep import Sweep
 
@@ -51,7 +52,19 @@ run.n_rep: 0 is not allowed: must be from 1 to 1000000
 image.path: 3 is not a string
 perplexity: compute = true needs a text to measure
 """
-TORCH_FREE = ("spec", "prompt", "plan", "results", "provenance", "record", "strict", "sweep", "files", "errors")
+TORCH_FREE = (
+    "spec",
+    "prompt",
+    "plan",
+    "results",
+    "provenance",
+    "record",
+    "strict",
+    "selection",
+    "sweep",
+    "files",
+    "errors",
+)
 
 
 def write(folder: Path, text: str, name: str = "spec.toml") -> Path:
@@ -100,7 +113,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("run=3", "run: 3 is not a table"),
         (f"sweeps=[{SWEEP}, {SWEEP}]", "sweeps: the name gauss stands twice"),
         ("run.n_reps=2", "run.n_reps: unknown key; did you mean n_rep?"),
-        ("colour=2", "colour: unknown key; known: generation, image, model, name"),
+        ("colour=2", "colour: unknown key; known: generation, groups, image, model, name"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, override: str, complaint: str) -> None:
@@ -220,11 +233,14 @@ LEVELS = {"mult_gauss": st.floats(0, 1e300), "ablation": st.floats(0, 1), "uni_q
 TEXTS = st.text(min_size=1)
 WORDS = st.text("aZ09é_-.", min_size=1).filter(lambda word: word.strip("._-"))
 COUNTS = st.integers(1, 2**40)
+LAYERS = st.none() | st.sampled_from(["0", "0-11", "24-", "0,8,16", "1-2,4-"])
+OWN_GROUP = "mine"
 
 
 def sweeps_of(method: str) -> st.SearchStrategy[Sweep]:
     """Any sweep of this method."""
-    level, named = LEVELS[method], {"name": TEXTS, "method": st.just(method), "group": TEXTS}
+    groups = st.sampled_from([OWN_GROUP, *sorted(BUILT_IN.keys() - {"reference_attn"})])
+    level, named = LEVELS[method], {"name": TEXTS, "method": st.just(method), "group": groups, "layers": LAYERS}
     listed = st.builds(Sweep, **named, levels=st.lists(level, min_size=1, max_size=3).map(tuple))
     return listed | st.builds(Sweep, **named, start=level, stop=level, steps=st.integers(2, 10_000))
 
@@ -243,6 +259,9 @@ GENERATIONS = st.builds(
     max_seq_length=st.none() | COUNTS,
 )
 PERPLEXITIES = st.builds(Perplexity, compute=st.booleans(), text=TEXTS.filter(str.strip)) | st.just(Perplexity())
+PATTERNS = st.lists(TEXTS, min_size=1, max_size=3).map(tuple)
+COMPONENTS = st.sampled_from(["text", "vision"])
+GROUPS = st.builds(Group, include=PATTERNS, exclude=st.just(()) | PATTERNS, layers=LAYERS, component=COMPONENTS)
 SPECS = st.builds(
     Spec,
     name=WORDS,
@@ -251,6 +270,11 @@ SPECS = st.builds(
     model=MODELS,
     generation=GENERATIONS,
     sweeps=st.lists(SWEEPS, min_size=1, max_size=3, unique_by=lambda sweep: sweep.name).map(tuple),
+    groups=st.builds(
+        lambda own, others: {OWN_GROUP: own, **others},
+        GROUPS,
+        st.dictionaries(WORDS.filter(lambda word: word not in BUILT_IN), GROUPS, max_size=2),
+    ),
     run=st.builds(Run, seed=st.integers(0, 2**62), n_rep=st.integers(1, 1_000_000)),
     image=st.builds(Image, enabled=st.booleans(), path=st.text()),
     perplexity=PERPLEXITIES,

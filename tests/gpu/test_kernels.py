@@ -1,0 +1,94 @@
+"""On a GPU: the kernels give the bits of the plain path, wherever the baseline lies."""
+
+import itertools
+
+import pytest
+import torch
+
+from runner.damage import damage, keep_baseline, restore
+from runner.digest import fingerprint
+from runner.evidence import sums_of
+from runner.sweep import Method
+from runner.target import Part, Target
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CONDITIONS: list[tuple[Method, float]] = [
+    ("mult_gauss", 0.0), ("mult_gauss", 0.05), ("mult_gauss", 1.4), ("ablation", 0.1), ("ablation", 1.0),
+    ("uni_quant", 2), ("uni_quant", 64), ("uni_quant", 1024),
+]  # fmt: skip
+SHAPES = [(1,), (3, 5), (1023, 1), (257, 4099), (4, 33, 65)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def group(dtype: torch.dtype) -> list[Target]:
+    """Tensors of odd sizes and odd alignment, parts of fused ones, and a constant one, on the GPU."""
+    generator = torch.Generator().manual_seed(3)
+    targets = [
+        Target(f"layers.{i}.weight", torch.randn(shape, generator=generator).to(dtype).cuda())
+        for i, shape in enumerate(SHAPES)
+    ]
+    shifted = torch.randn(4097, generator=generator).to(dtype).cuda()[1:]
+    columns = torch.randn(96, 3 * 96, generator=generator).to(dtype).cuda()
+    experts = torch.randn(4, 96, 64, generator=generator).to(dtype).cuda()
+    return [
+        *targets,
+        Target("shifted", shifted),
+        Target("constant", torch.full((33,), 0.7, dtype=dtype, device="cuda")),
+        Target("columns", columns, Part(size=288, inner=1, start=192, stop=288)),
+        Target("rows", columns.clone(), Part(size=96, inner=288, start=10, stop=20)),
+        Target("even", experts, Part(size=64, inner=1, start=0, stop=64, step=2)),
+    ]
+
+
+@pytest.mark.parametrize("pinned", [False, True], ids=["on the GPU", "pinned"])
+@pytest.mark.parametrize(("dtype", "condition"), itertools.product(DTYPES, CONDITIONS), ids=str)
+def test_kernels_equal_the_cpu(dtype: torch.dtype, condition: tuple[Method, float], pinned: bool) -> None:  # noqa: FBT001 - a parameter
+    """Every bit, every fingerprint and every count is that of NumPy and PyTorch on the CPU."""
+    from runner.kernels import KernelWard
+
+    method, level = condition
+    on_gpu = group(dtype)
+    on_cpu = [Target(t.name, t.weight.cpu().contiguous(), t.part) for t in on_gpu]
+    ward = KernelWard(on_gpu, keep_baseline(on_gpu, pinned=pinned))
+    original = keep_baseline(on_cpu)
+    for seed in (7, 2**40 + 1):
+        ward.damage(method, level, seed)
+        damage(on_cpu, original, method, level, seed)
+        for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
+            assert torch.equal(gpu.weight.cpu().view(torch.uint8), cpu.weight.view(torch.uint8)), gpu.name
+        assert ward.fingerprints() == [fingerprint(t.weight) for t in on_cpu] == [fingerprint(t.weight) for t in on_gpu]
+        found, expected = ward.sums(), sums_of(on_cpu, original)
+        assert (found.changed, found.zeroed) == (expected.changed, expected.zeroed)
+        assert found.change_squared == pytest.approx(expected.change_squared)
+        assert found.original_squared == pytest.approx(expected.original_squared)
+    restore(on_gpu, ward.baseline)
+    assert all(torch.equal(t.weight.cpu(), kept) for t, kept in zip(on_gpu, original, strict=True))
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=str)
+def test_the_plain_path_on_cuda_equals_the_cpu(condition: tuple[Method, float]) -> None:
+    """Where Triton is missing, PyTorch on the GPU gives the same bits."""
+    method, level = condition
+    on_gpu = group(torch.bfloat16)
+    on_cpu = [Target(t.name, t.weight.cpu().contiguous(), t.part) for t in on_gpu]
+    damage(on_gpu, keep_baseline(on_gpu), method, level, 11)
+    damage(on_cpu, keep_baseline(on_cpu), method, level, 11)
+    for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
+        assert torch.equal(gpu.weight.cpu().view(torch.uint8), cpu.weight.view(torch.uint8)), gpu.name
+
+
+def test_more_than_two_to_the_31_weights() -> None:
+    """Behind index 2**31 the numbers go on as the counter says: compared where the counter's upper word is in use."""
+    from runner.kernels import KernelWard
+
+    count = 2**31 + 4096
+    weight = torch.ones(count, dtype=torch.bfloat16, device="cuda")
+    ward = KernelWard([Target("large", weight)], keep_baseline([Target("large", weight)]))
+    ward.damage("mult_gauss", 0.5, 9)
+    from runner import noise
+    from runner.damage import multiply_gauss
+
+    first = 2**31 - 4096
+    z = torch.from_numpy(noise.normals(9, noise.stream_of("damage", "large"), first, count - first))
+    assert torch.equal(weight[first:].cpu(), multiply_gauss(torch.ones(count - first), z, 0.5).bfloat16())
