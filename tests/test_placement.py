@@ -20,6 +20,7 @@ from runner.sweep import Sweep
 from runner.target import Target
 
 CPU = torch.device("cpu")
+DEVICES = [CPU, torch.device("cuda", 0)] if torch.cuda.is_available() else [CPU]
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 
 
@@ -29,9 +30,9 @@ def spec_of(folder: Path, group: str) -> Spec:
     return Spec(name="placed", prompts="none", model=Model(id=str(folder), dtype="float32"), sweeps=(sweep,))
 
 
-def load(folder: Path, *, load_4bit: bool = False) -> Any:
-    """A tiny model on the CPU."""
-    return load_model(locate(Model(id=str(folder))), "float32", CPU, load_4bit=load_4bit)
+def load(folder: Path, device: torch.device = CPU, *, load_4bit: bool = False) -> Any:
+    """A tiny model."""
+    return load_model(locate(Model(id=str(folder))), "float32", device, load_4bit=load_4bit)
 
 
 def answers_of(model: Any) -> list[Answer]:
@@ -62,10 +63,13 @@ def test_offloaded_weights_are_damaged_where_they_lie(checkpoints: dict[str, Pat
     assert answers_of(load(checkpoints[kind])) != found[0][1]
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("group", ["mlp_only", "attn_only", "attn_all"])
-def test_a_group_of_a_4bit_model_is_unpacked_once(checkpoints: dict[str, Path], group: str) -> None:
+def test_a_group_of_a_4bit_model_is_unpacked_once(
+    checkpoints: dict[str, Path], group: str, device: torch.device
+) -> None:
     """The group's weights are those that 4 bits hold; the rest stays packed; nothing is requantised."""
-    model = load(checkpoints["llama"], load_4bit=True)
+    model = load(checkpoints["llama"], device, load_4bit=True)
     spec = spec_of(checkpoints["llama"], group)
     packed = {n: m for n, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
     held = {

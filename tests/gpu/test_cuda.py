@@ -6,8 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+
+from runner.generate import Generator, Question, Shape
+from runner.lab import targets_of
+from runner.model import load_model, locate
+from runner.patient import Patient
+from runner.sampling import Sampling
+from runner.spec import Model, Spec
+from runner.sweep import Sweep
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -51,3 +60,26 @@ def test_verify_across_devices(degrade: Command, study: Path, made_on: str, veri
     run = degrade(*paths, "--device", verified_on, spec="verify")
     assert run.returncode == 0, run.stderr
     assert run.stderr.count(" 0 differ") == len(paths)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("group", ["mlp_only", "embed_only"])
+def test_two_gpus_hold_the_same_damaged_model(checkpoints: dict[str, Path], kind: str, group: str) -> None:
+    """Layers spread over two GPUs get the bits that they get on one."""
+    sweep = Sweep(name="one", method="mult_gauss", group=group, levels=(0.5,))
+    spec = Spec(name="spread", prompts="none", model=Model(id=str(checkpoints[kind])), sweeps=(sweep,))
+    digests = []
+    for spread in (False, True):
+        model = load_model(locate(spec.model), "bfloat16", torch.device("cuda", 0))
+        if spread:
+            layers = {f"model.layers.{i}": i % 2 for i in range(model.config.num_hidden_layers)}
+            others = {"model.embed_tokens": 0, "model.norm": 1, "model.rotary_emb": 0, "lm_head": 0}
+            accelerate.dispatch_model(model, layers | others)
+        with Patient(lambda name, model=model: targets_of(model, spec, name)) as patient:
+            digests.append(patient.damage(group, "mult_gauss", 0.5, 3))
+            shape = Shape(rows=2, prompt_length=8, new_tokens=8)
+            generator = Generator(model, shape, Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0), [2], 0)
+            assert len(generator.answer([Question([5, 6, 7], "one", 1)])[0].token_ids) > 0
+            assert patient.evidence("mult_gauss").fraction_changed > 0.9
+    assert digests[0] == digests[1]

@@ -1,0 +1,59 @@
+"""The CUDA kernels in Triton's interpreter: what CI can see of them without a GPU. tests/gpu has the real thing."""
+
+import os
+import subprocess
+import sys
+
+# The interpreter is chosen when triton is imported, hence a process of its own. It cuts bfloat16 off where the hardware
+# rounds, so only float32 and float16 are compared here. Small tiles make several of them.
+SCRIPT = """
+import contextlib
+import torch
+
+torch.cuda.device = lambda device: contextlib.nullcontext()  # the "GPU" of the interpreter is the CPU
+from runner import kernels
+from runner.damage import damage, keep_baseline
+from runner.digest import fingerprint
+from runner.evidence import sums_of
+from runner.target import Part, Target
+
+kernels.TILE, kernels.WEIGHTS = 64, 256
+torch.manual_seed(0)
+compared = 0
+for dtype in (torch.float32, torch.float16):
+    weights = [torch.randn(33, 17), torch.randn(5, 129), torch.ones(7, 3), torch.randn(4, 6, 8)]
+    weights = [weight.to(dtype) for weight in weights]
+    parts = [None, Part(size=129, inner=1, start=43, stop=86), None, Part(size=8, inner=1, start=1, stop=8, step=2)]
+    targets = [Target(f"t{i}", weight, part) for i, (weight, part) in enumerate(zip(weights, parts))]
+    baseline = keep_baseline(targets)
+    ward = kernels.KernelWard(targets, baseline)
+    conditions = [("mult_gauss", 0.0), ("mult_gauss", 0.7), ("ablation", 0.3), ("ablation", 1.0), ("uni_quant", 2)]
+    for method, level in [*conditions, ("uni_quant", 1024)]:
+        for seed in (7, 2**33 + 5):
+            ward.damage(method, level, seed)
+            found = [weight.clone() for weight in weights]
+            prints, sums = ward.fingerprints(), ward.sums()
+            damage(targets, baseline, method, level, seed)
+            for weight, other in zip(weights, found):
+                assert torch.equal(weight.view(torch.uint8), other.view(torch.uint8)), (dtype, method, level)
+                compared += weight.numel()
+            assert prints == [fingerprint(weight) for weight in weights]
+            expected = sums_of(targets, baseline)
+            assert (sums.changed, sums.zeroed) == (expected.changed, expected.zeroed)
+            assert abs(sums.change_squared - expected.change_squared) <= 1e-9 * expected.change_squared
+            assert abs(sums.original_squared - expected.original_squared) <= 1e-9 * expected.original_squared
+print("compared", compared)
+"""
+
+
+def test_kernels_equal_the_plain_path() -> None:
+    """Damage, parts of fused tensors, fingerprints and sums are bit for bit those of NumPy and PyTorch."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == f"compared {2 * 6 * 2 * (33 * 17 + 5 * 129 + 7 * 3 + 4 * 6 * 8)}"
