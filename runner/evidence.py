@@ -1,10 +1,10 @@
 """What damage did to the weights, in numbers that another machine can check."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, astuple, frozen
 from torch import Tensor
 
 from runner.damage import blocks
@@ -70,9 +70,16 @@ def sums_of(targets: Sequence[Target], baseline: Sequence[Tensor]) -> Sums:
     return Sums(int(changed), int(zeroed), change_squared, original_squared)
 
 
+def add(parts: Iterable[Sums]) -> Sums:
+    """The sums of several groups of tensors together."""
+    columns = [sum(column) for column in zip(*(astuple(part) for part in parts), strict=True)]
+    return Sums(*columns)
+
+
 def distinct_values(target: Target) -> int:
     """How many different numbers the weights of a target are."""
-    flat = target.weight.detach().view(-1)
-    if target.part is not None:
-        flat = flat[target.part.select(0, flat.numel(), flat.device)]
-    return int(torch.unique(flat).numel())
+    found = torch.empty(0, dtype=target.weight.dtype, device=target.weight.device)
+    for first, _, now in blocks(target.weight, target.weight):
+        chosen = now if target.part is None else now[target.part.select(first, now.numel(), now.device)]
+        found = torch.unique(torch.cat([found, torch.unique(chosen)]))
+    return found.numel()

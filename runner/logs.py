@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from runner.errors import SetupError
 from runner.files import dated
 from runner.plan import Condition, Job
 from runner.redact import redact
@@ -48,9 +49,12 @@ def set_up(level: str) -> None:
 @contextmanager
 def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
     """Log everything to `<experiment_id>_<timestamp>.log` as well, in UTF-8."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = dated(folder / (re.sub(r"[^\w.-]+", "_", experiment_id) + ".log"))
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = dated(folder / (re.sub(r"[^\w.-]+", "_", experiment_id) + ".log"))
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"{folder}: no log can be written there: {error.strerror}") from None
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

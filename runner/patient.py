@@ -11,7 +11,7 @@ from torch import Tensor
 from runner import vram
 from runner.damage import Baseline, damage, is_deterministic, keep_baseline, restore
 from runner.digest import bind, fingerprint
-from runner.evidence import Evidence, Sums, evidence, sums_of
+from runner.evidence import Evidence, Sums, add, evidence, sums_of
 from runner.sweep import Method
 from runner.target import Target
 
@@ -65,6 +65,7 @@ class Patient:
         self._wards: list[Ward] = []
         self._state: tuple[str, Method, float, int | None] | None = None
         self._digest = ""
+        self._evidence: Evidence | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -91,20 +92,16 @@ class Patient:
             self._choose(group)
         for ward in self._wards:
             ward.damage(method, level, seed)
-        self._digest = self._read_digest()
+        self._digest, self._evidence = self._read_digest(), None
         self._state = state
         return self._digest
 
     def evidence(self, method: Method) -> Evidence:
-        """What the damage that is there now did."""
-        found = [ward.sums() for ward in self._wards]
-        sums = Sums(
-            sum(part.changed for part in found),
-            sum(part.zeroed for part in found),
-            sum(part.change_squared for part in found),
-            sum(part.original_squared for part in found),
-        )
-        return evidence(self._targets, sums, count_values=method == "uni_quant")
+        """What the damage that is there now did; measured once, however many conditions share it."""
+        if self._evidence is None:
+            sums = add(ward.sums() for ward in self._wards)
+            self._evidence = evidence(self._targets, sums, count_values=method == "uni_quant")
+        return self._evidence
 
     def _read_digest(self) -> str:
         prints: dict[str, tuple[Tensor, int]] = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,8 +16,8 @@ from runner.model import build_on_meta, choose_device, encode, load_config, load
 from runner.plan import Job, conditions_of, jobs_of
 from runner.results import key_of, read_records, results_path
 from runner.spec import Spec
+from runner.target import Target
 
-GIB = 2**30
 TENSORS_SHOWN = 3
 
 
@@ -27,10 +28,9 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
         SpecError, SetupError: as the run itself would.
     """
     prompts = check(spec, spec_folder)
-    conditions = conditions_of(spec)
     paths = {sweep.method: results_path(results, sweep.method, spec.model.id, spec.suffix) for sweep in spec.sweeps}
     finished = {key_of(record) for path in paths.values() for record in read_records(path)}
-    jobs = jobs_of(conditions, prompts, finished)
+    jobs = jobs_of(conditions_of(spec), prompts, finished)
     console.print(_plan_table(spec, jobs, len(prompts)))
     console.print(f"records to do: {sum(len(job.prompt_indices) for job in jobs)}, finished: {len(finished)}")
     for path in paths.values():
@@ -38,36 +38,52 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
 
     device, source = choose_device(spec.model.device), locate(spec.model)
     model = build_on_meta(load_config(source))
-    selections = spec.selections()
-    if any(selection.tied != "both" for selection in selections.values()):
-        untie(model)
-    groups = {label: find_targets(model, selection) for label, selection in selections.items()}
-    tied = "tied to the output head" if is_tied(model) else "not tied to the output head"
-    console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
-    for group, targets in groups.items():
-        weights = sum(target.count for target in targets)
-        console.print(f"group {group}: {len(targets)} tensors, {weights:,} weights")
-        for target in targets[:TENSORS_SHOWN]:
-            console.print(f"  {target.name} {list(target.weight.shape)}", soft_wrap=True)
-        if len(targets) > TENSORS_SHOWN:
-            console.print(f"  ... {targets[-1].name} {list(targets[-1].weight.shape)}", soft_wrap=True)
+    groups = _print_groups(spec, model, console)
 
     tokenizer = load_tokenizer(source)
     token_ids = [encode(tokenizer, prompt.text) for prompt in prompts]
     check_fit(spec, prompts, token_ids)
-    rows = min(len(prompts), spec.generation.max_batch_size)
-    length = max(map(len, token_ids)) + spec.generation.max_new_tokens
-    console.print(f"static shape: {rows} rows, {length} tokens (longest prompt {max(map(len, token_ids))})")
-    element = getattr(torch, spec.model.dtype).itemsize
-    need = vram.estimate(model, list(groups.values()), rows, length, element)
+    rows, longest = min(len(prompts), spec.generation.max_batch_size), max(map(len, token_ids))
+    length = longest + spec.generation.max_new_tokens
+    console.print(f"static shape: {rows} rows, {length} tokens (longest prompt {longest})")
+    need = vram.estimate(model, groups, rows, length, getattr(torch, spec.model.dtype).itemsize)
+    _print_memory(spec, need, device, console)
+
+
+def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target, ...]]:
+    """Print the tensors of every group, and return them."""
+    selections = spec.selections()
+    if any(selection.tied != "both" for selection in selections.values()):
+        untie(model)
+    tied = "tied to the output head" if is_tied(model) else "not tied to the output head"
+    console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
+    groups = []
+    for label, selection in selections.items():
+        targets = find_targets(model, selection)
+        groups.append(targets)
+        console.print(f"group {label}: {len(targets)} tensors, {sum(target.count for target in targets):,} weights")
+        for target in targets[:TENSORS_SHOWN]:
+            console.print(f"  {target.name} {list(target.weight.shape)}", soft_wrap=True)
+        if len(targets) > TENSORS_SHOWN:
+            console.print(f"  ... {targets[-1].name} {list(targets[-1].weight.shape)}", soft_wrap=True)
+    return groups
+
+
+def _print_memory(spec: Spec, need: vram.Estimate, device: torch.device, console: Console) -> None:
+    """Print what the run needs and what is there.
+
+    Raises:
+        SetupError: it is not enough, and the run would not spread over more devices.
+    """
     total = vram.total_memory(device)
-    console.print(
-        f"memory: weights {need.weights / GIB:.2f} + baseline {need.baseline / GIB:.2f} + cache {need.cache / GIB:.2f} "
-        f"+ logits {need.logits / GIB:.2f} = {need.total / GIB:.2f} GiB; {device} has {total / GIB:.2f} GiB",
-        soft_wrap=True,
-    )
+    parts = {"weights": need.weights, "baseline": need.baseline, "cache": need.cache, "logits": need.logits}
+    listed = " + ".join(f"{name} {size / vram.GIB:.2f}" for name, size in parts.items())
+    have = f"{device} has {total / vram.GIB:.2f} GiB"
+    console.print(f"memory: {listed} = {need.total / vram.GIB:.2f} GiB; {have}", soft_wrap=True)
     if need.total > vram.STOP_ABOVE * total:
-        raise SetupError(f"the run would need {need.total / GIB:.1f} GiB of {total / GIB:.1f} on {device}")
+        if device.type == "cpu" or spec.model.device != "auto":
+            raise SetupError(f"model.device: the run needs {need.total / vram.GIB:.1f} GiB, and {have}")
+        console.print("that is more than one GPU has: layers will be spread over all GPUs and the host")
 
 
 def _plan_table(spec: Spec, jobs: Sequence[Job], prompts: int) -> Table:

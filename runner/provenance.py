@@ -129,7 +129,10 @@ class Sidecar:
 
     def _write(self) -> None:
         told = {"runs": self._runs, "evidence": list(self._evidence.values())}
-        replace_file(self._path, dump_toml(self._tables | {"provenance": told}).encode())
+        try:
+            replace_file(self._path, dump_toml(self._tables | {"provenance": told}).encode())
+        except OSError as error:
+            raise SetupError(f"{self._path}: cannot be written: {error.strerror}") from None
 
 
 def _joined(before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:

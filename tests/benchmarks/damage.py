@@ -29,6 +29,7 @@ SHAPES = {
     "embed_only": [("embed_tokens.weight", (VOCABULARY, HIDDEN))],
 }
 REPEATS = 10
+FAR = 5.0
 CONDITIONS: list[tuple[Method, float]] = [("mult_gauss", 0.3), ("ablation", 0.3), ("uni_quant", 256), ("mult_gauss", 0)]
 COMPARED: list[tuple[Method, float]] = [
     ("mult_gauss", 0.1),
@@ -153,11 +154,33 @@ def describe_normals(count: int) -> dict[str, float]:
     return found
 
 
+def describe_more_seeds(count: int, seeds: range) -> dict[str, float]:
+    """The figures that depend most on chance, over many seeds: far tails, correlation within a pair and in series."""
+    targets = [Target("layers.0.mlp.up_proj.weight", torch.ones(count, device="cuda"))]
+    ward = KernelWard(targets, keep_baseline(targets))
+    sigma, beyond, pair, serial = 2.0**20, 0, 0.0, 0.0
+    for seed in seeds:
+        ward.damage("mult_gauss", sigma, seed)
+        z = targets[0].weight / sigma
+        beyond += int((z.abs() > FAR).sum())
+        pair += float((z[0::2] * z[1::2]).double().sum())
+        serial += float((z[1:] * z[:-1]).double().sum())
+    samples = count * len(seeds)
+    expected = samples * math.erfc(FAR / math.sqrt(2))
+    return {
+        "samples": float(samples),
+        "beyond 5 sigma, deviation in standard errors": (beyond - expected) / math.sqrt(expected),
+        "pair correlation * sqrt(n)": pair / math.sqrt(samples / 2),
+        "serial correlation * sqrt(n)": serial / math.sqrt(samples),
+    }
+
+
 def main() -> None:
     """Print everything as JSON."""
     report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     report["bytes that differ from the CPU, 1e8 weights"] = compare_bits(100_000_000)
     report["normals"] = describe_normals(1_000_000_000)
+    report["normals of 20 other seeds"] = describe_more_seeds(1_000_000_000, range(100, 120))
     torch.cuda.empty_cache()
     report["milliseconds"] = {group: time_group(group) for group in SHAPES}
     json.dump(report, sys.stdout, indent=1)

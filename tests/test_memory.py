@@ -1,0 +1,67 @@
+"""What a run does when the device runs out of memory: fewer rows, nothing lost, and the size is remembered."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner import experiment
+from runner.errors import SetupError
+from runner.generate import Answer, Generator
+from runner.spec import load_spec
+
+ROWS_THAT_FIT = 1
+
+
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that holds one row: the CPU cannot be made to run out of memory at will, a GPU can."""
+    answer = Generator.answer
+
+    def answer_if_it_fits(self: Generator, questions: Any) -> list[Answer]:
+        if self.shape.rows > ROWS_THAT_FIT:
+            raise torch.OutOfMemoryError
+        return answer(self, questions)
+
+    monkeypatch.setattr(Generator, "answer", answer_if_it_fits)
+
+
+def run(study: Path) -> list[dict[str, Any]]:
+    """Run one sweep of the study and read its records."""
+    spec = load_spec(study / "specs" / "tiny.toml", ["run.n_rep=1"], ["gauss"])
+    experiment.run(spec, study / "specs", study / "results")
+    return [record for path in (study / "results").glob("*.json") for record in json.loads(path.read_text())]
+
+
+@pytest.mark.usefixtures("small_device")
+def test_fewer_rows_after_an_overflow(study: Path) -> None:
+    """The batch that did not fit is done again with half the rows; every prompt gets its record."""
+    records = run(study)
+    assert len(records) == 10
+    assert {record["batch_size_effective"] for record in records} == {ROWS_THAT_FIT}
+
+
+def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that had to use fewer rows goes on with them, so that its records fit those before."""
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.lab.Lab.most_rows", property(lambda _: 2))
+        run(study)
+    path = next((study / "results").glob("*.json"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:5], lines[5].rstrip(","), "]", ""]))
+    records = run(study)
+    assert len(records) == 10
+    assert {record["batch_size_effective"] for record in records} == {2}
+
+
+def test_one_row_too_many_is_said(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When one row does not fit, the run stops with what it has and says what to do."""
+
+    def never(_self: Generator, _questions: Any) -> list[Answer]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Generator, "answer", never)
+    with pytest.raises(SetupError, match="one row"):
+        run(study)
