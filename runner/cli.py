@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verifying = arguments[:1] == ["verify"]
     options = build_verify_parser().parse_args(arguments[1:]) if verifying else build_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started this in the background
     # Bit-equal products whatever the alignment of their operands: a row's numbers then do not depend on where in a
     # batch it stands. MKL reads this when it is loaded, so it has to be set before torch is imported.
     os.environ.setdefault("MKL_CBWR", "AUTO")
