@@ -1,26 +1,18 @@
-"""Damage and digest on CUDA: one Triton pass over a whole group, bit for bit what NumPy and PyTorch give on the CPU.
+"""Damage, digest and sums on CUDA in Triton: one pass over a whole group, bit for bit what NumPy and PyTorch give.
 
-A launch covers all tensors of a group: tables hold their addresses, and each program looks up which tensor its tile is
-of. Offsets are 64-bit. Multiplications and additions are never fused, the square root is correctly rounded.
+A launch covers all tensors of a group. `tables` [rows, tensors] int64 says of each tensor: address of its baseline,
+address of its weights, count, first tile, stream, and size, inner, start, stop and step of its part. Each program
+looks up which tensor its tile is of. Offsets are 64-bit, multiplications and additions are never fused, the square
+root is correctly rounded.
 """
-
-from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from runner import noise
-from runner.damage import Baseline, ablation_threshold, bounds, is_no_op, restore
-from runner.digest import BLOCK as DIGEST_BLOCK
-from runner.digest import coefficients_on
-from runner.evidence import Sums
 from runner.sweep import Method
-from runner.target import Target
 
 TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
-WEIGHTS = 4 * TILE
 METHODS: tuple[Method, ...] = ("mult_gauss", "ablation", "uni_quant")  # their indices are METHOD in the kernel
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
@@ -109,7 +101,7 @@ def _selected(flat, tables, tensor, TENSORS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["seed", "last_ablated"])
-def _damage(
+def damage(
     tables, tensor_of_tile, bounds, seed, sigma, last_ablated, levels,
     METHOD: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr, ALIGNED: tl.constexpr,
     TILE: tl.constexpr,
@@ -157,7 +149,7 @@ def _damage(
 
 
 @triton.jit
-def _fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr, TENSORS: tl.constexpr,
+def fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr, TENSORS: tl.constexpr,
                  BLOCK: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, BLOCK)
     count = tl.load(tables + 2 * TENSORS + tensor)
@@ -174,7 +166,7 @@ def _fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr,
 
 
 @triton.jit
-def _sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
+def sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
           WEIGHTS: tl.constexpr):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, WEIGHTS)
     flat = first + tl.arange(0, WEIGHTS)
@@ -192,97 +184,3 @@ def _sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.const
     tl.store(out + 1, tl.sum(((before != 0.0) & (now == 0.0)).to(tl.float64), 0))
     tl.store(out + 2, tl.sum(change * change, 0))
     tl.store(out + 3, tl.sum(original * original, 0))
-
-
-class KernelWard:
-    """A group on one GPU; its baseline lies there too, or in pinned memory of the host, which the kernels can read."""
-
-    def __init__(self, targets: Sequence[Target], baseline: Baseline) -> None:
-        """All weights have one dtype and lie on one GPU."""
-        self.targets, self.baseline = targets, baseline
-        self.device, self.dtype = targets[0].weight.device, targets[0].weight.dtype
-        self._counts = [target.weight.numel() for target in targets]
-        self._bounds: Tensor | None = None
-        parts = [target.part for target in targets]
-        self._parts = any(part is not None for part in parts)
-        sources, destinations = [t.data_ptr() for t in baseline], [t.weight.data_ptr() for t in targets]
-        self._aligned = all(address % 16 == 0 for address in (*sources, *destinations))
-        streams = [_signed(noise.stream_of("damage", target.name)) for target in targets]
-        selections = [(p.size, p.inner, p.start, p.stop, p.step) if p else (1, 1, 0, 1, 1) for p in parts]
-        self._rows = [sources, destinations, self._counts, [], streams, *map(list, zip(*selections, strict=True))]
-        self._tables, self._tiles = self._tabulate(WEIGHTS)
-        self._digest_tables, self._digest_tiles = self._tabulate(DIGEST_BLOCK)
-
-    def _tabulate(self, tile: int) -> tuple[Tensor, Tensor]:
-        """What the kernels know of every tensor, row 3 being its first tile; and the tensor that each tile is of."""
-        tiles = torch.tensor([-(-count // tile) for count in self._counts])
-        rows = [*self._rows[:3], (tiles.cumsum(0) - tiles).tolist(), *self._rows[4:]]
-        owner = torch.repeat_interleave(torch.arange(len(tiles), dtype=torch.int32), tiles)
-        return torch.tensor(rows, dtype=torch.int64, device=self.device), owner.to(self.device)
-
-    def damage(self, method: Method, level: float, seed: int) -> None:
-        """Restore and damage in one pass: read the baseline, write the weights."""
-        if is_no_op(method, level):
-            restore(self.targets, self.baseline)
-            return
-        if method == "uni_quant" and self._bounds is None:
-            found = [bounds(target, original) for target, original in zip(self.targets, self.baseline, strict=True)]
-            self._bounds = torch.tensor(found, dtype=torch.float64, device=self.device)
-        quantise, ablate = method == "uni_quant", method == "ablation"
-        with torch.cuda.device(self.device):
-            _damage[(len(self._tiles),)](
-                self._tables,
-                self._tiles,
-                self._bounds if quantise else self._tables,
-                seed,
-                0.0 if quantise else float(level),
-                ablation_threshold(level) - 1 if ablate else 0,
-                float(level - 1) if quantise else 1.0,
-                METHOD=METHODS.index(method),
-                TYPE=TYPES[self.dtype],
-                TENSORS=len(self.targets),
-                PARTS=self._parts,
-                ALIGNED=self._aligned,
-                TILE=TILE,
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
-
-    def fingerprints(self) -> list[int]:
-        """The fingerprint of each tensor."""
-        sums = torch.zeros(len(self.targets), dtype=torch.int64, device=self.device)
-        with torch.cuda.device(self.device):
-            _fingerprint[(len(self._digest_tiles),)](
-                self._digest_tables,
-                self._digest_tiles,
-                coefficients_on(self.device),
-                sums,
-                TYPE=WORDS[self.dtype],
-                TENSORS=len(self.targets),
-                BLOCK=DIGEST_BLOCK,
-                STEP=2048,
-                num_warps=8,
-            )
-        return [value % 2**64 for value in sums.tolist()]
-
-    def sums(self) -> Sums:
-        """What changed; partial sums of a tile are added in a fixed order."""
-        partial = torch.empty((len(self._tiles), 4), dtype=torch.float64, device=self.device)
-        with torch.cuda.device(self.device):
-            _sums[(len(self._tiles),)](
-                self._tables,
-                self._tiles,
-                partial,
-                TYPE=TYPES[self.dtype],
-                TENSORS=len(self.targets),
-                PARTS=self._parts,
-                WEIGHTS=WEIGHTS,
-                num_warps=8,
-            )
-        changed, zeroed, change_squared, original_squared = partial.sum(dim=0).tolist()
-        return Sums(int(changed), int(zeroed), change_squared, original_squared)
-
-
-def _signed(word: int) -> int:
-    """The signed integer with the same 64 bits."""
-    return word - 2**64 if word >= 2**63 else word

@@ -1,57 +1,14 @@
-"""A model under damage, one condition at a time: where its baseline lies, which code damages it, what came of it."""
+"""A model under damage, one condition at a time, and what the damage did."""
 
-import logging
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from typing import Protocol, Self
+from typing import Self
 
-import torch
-from torch import Tensor
-
-from runner import vram
-from runner.damage import Baseline, damage, is_deterministic, keep_baseline, restore
-from runner.digest import bind, fingerprint
-from runner.evidence import Evidence, Sums, add, evidence, sums_of
+from runner.damage import is_deterministic, restore
+from runner.digest import bind
+from runner.evidence import Evidence, add, evidence
 from runner.sweep import Method
 from runner.target import Target
-
-logger = logging.getLogger(__name__)
-
-
-class Ward(Protocol):
-    """The tensors of a group on one device with one dtype, their baseline, and the code that serves them."""
-
-    targets: Sequence[Target]
-    baseline: Baseline
-
-    def damage(self, method: Method, level: float, seed: int) -> None:
-        """Write the damaged weights of a condition."""
-
-    def fingerprints(self) -> list[int]:
-        """The fingerprint of each tensor."""
-
-    def sums(self) -> Sums:
-        """What changed."""
-
-
-class PlainWard:
-    """Any device, with NumPy and PyTorch alone."""
-
-    def __init__(self, targets: Sequence[Target], baseline: Baseline) -> None:
-        """Take over the targets and their baseline."""
-        self.targets, self.baseline = targets, baseline
-
-    def damage(self, method: Method, level: float, seed: int) -> None:
-        """Write the damaged weights of a condition."""
-        damage(self.targets, self.baseline, method, level, seed)
-
-    def fingerprints(self) -> list[int]:
-        """The fingerprint of each tensor."""
-        return [fingerprint(target.weight) for target in self.targets]
-
-    def sums(self) -> Sums:
-        """What changed."""
-        return sums_of(self.targets, self.baseline)
+from runner.wards import Ward, admit
 
 
 class Patient:
@@ -104,13 +61,13 @@ class Patient:
         return self._evidence
 
     def _read_digest(self) -> str:
-        prints: dict[str, tuple[Tensor, int]] = {}
-        for ward in self._wards:
-            for target, number in zip(ward.targets, ward.fingerprints(), strict=True):
-                prints[target.name] = (target.weight, number)
+        prints = {
+            target.name: (target.weight, number)
+            for ward in self._wards
+            for target, number in zip(ward.targets, ward.fingerprints(), strict=True)
+        }
         # In the order of the targets, whatever device they are on; two copies of a tied tensor are one.
-        names = dict.fromkeys(target.name for target in self._targets)
-        return bind([(name, *prints[name]) for name in names])
+        return bind([(name, *prints[name]) for name in dict.fromkeys(target.name for target in self._targets)])
 
     def _restore(self) -> None:
         for ward in self._wards:
@@ -123,24 +80,3 @@ class Patient:
         self._targets = self._find_targets(group)
         self._wards = admit(self._targets)
         self._group = group
-
-
-def admit(targets: Sequence[Target]) -> list[Ward]:
-    """Keep the baseline of targets, and choose for each device the code that damages them there."""
-    shared: dict[tuple[torch.device, torch.dtype], list[Target]] = {}
-    for target in targets:
-        shared.setdefault((target.weight.device, target.weight.dtype), []).append(target)
-    return [_ward(device, together) for (device, _), together in shared.items()]
-
-
-def _ward(device: torch.device, targets: Sequence[Target]) -> Ward:
-    size = sum(target.weight.nbytes for target in targets)
-    pinned = device.type == "cuda" and not vram.has_room(device, size)
-    if pinned:
-        logger.info("the baseline of %.1f GiB does not fit on %s: it is kept in pinned memory", size / vram.GIB, device)
-    baseline = keep_baseline(targets, pinned=pinned)
-    if device.type == "cuda" and find_spec("triton"):
-        from runner.kernels import KernelWard
-
-        return KernelWard(targets, baseline)
-    return PlainWard(targets, baseline)

@@ -12,12 +12,13 @@ import torch
 
 torch.cuda.device = lambda device: contextlib.nullcontext()  # the "GPU" of the interpreter is the CPU
 from runner import kernels
+from runner.wards import KernelWard
 from runner.damage import damage, keep_baseline
 from runner.digest import fingerprint
 from runner.evidence import sums_of
 from runner.target import Part, Target
 
-kernels.TILE, kernels.WEIGHTS = 64, 256
+kernels.TILE = 64
 torch.manual_seed(0)
 compared = 0
 for dtype in (torch.float32, torch.float16):
@@ -26,7 +27,7 @@ for dtype in (torch.float32, torch.float16):
     parts = [None, Part(size=129, inner=1, start=43, stop=86), None, Part(size=8, inner=1, start=1, stop=8, step=2)]
     targets = [Target(f"t{i}", weight, part) for i, (weight, part) in enumerate(zip(weights, parts))]
     baseline = keep_baseline(targets)
-    ward = kernels.KernelWard(targets, baseline)
+    ward = KernelWard(targets, baseline)
     conditions = [("mult_gauss", 0.0), ("mult_gauss", 0.7), ("ablation", 0.3), ("ablation", 1.0), ("uni_quant", 2)]
     for method, level in [*conditions, ("uni_quant", 1024)]:
         for seed in (7, 2**33 + 5):

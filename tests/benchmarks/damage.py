@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from runner.damage import damage, keep_baseline, restore
-from runner.kernels import KernelWard
 from runner.sweep import Method
 from runner.target import Target
+from runner.wards import KernelWard
 
 LAYERS, HIDDEN, INTERMEDIATE, KEYS, VOCABULARY = 34, 2560, 10240, 1024, 262_208
 SHAPES = {

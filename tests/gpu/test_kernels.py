@@ -45,7 +45,7 @@ def group(dtype: torch.dtype) -> list[Target]:
 @pytest.mark.parametrize(("dtype", "condition"), itertools.product(DTYPES, CONDITIONS), ids=str)
 def test_kernels_equal_the_cpu(dtype: torch.dtype, condition: tuple[Method, float], pinned: bool) -> None:  # noqa: FBT001 - a parameter
     """Every bit, every fingerprint and every count is that of NumPy and PyTorch on the CPU."""
-    from runner.kernels import KernelWard
+    from runner.wards import KernelWard
 
     method, level = condition
     on_gpu = group(dtype)
@@ -80,7 +80,7 @@ def test_the_plain_path_on_cuda_equals_the_cpu(condition: tuple[Method, float]) 
 
 def test_more_than_two_to_the_31_weights() -> None:
     """Behind index 2**31 the numbers go on as the counter says: compared where the counter's upper word is in use."""
-    from runner.kernels import KernelWard
+    from runner.wards import KernelWard
 
     count = 2**31 + 4096
     weight = torch.ones(count, dtype=torch.bfloat16, device="cuda")
