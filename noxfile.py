@@ -47,3 +47,11 @@ def demo(session: nox.Session) -> None:
     session.install(".")
     session.install(*DEMO_MODEL)
     session.run("degrade", "specs/demo.toml", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """On a CUDA machine: the GPU tests, then damage measured beside the reference way."""
+    session.install(".", *groups("tests"))
+    session.run("pytest", "tests/gpu", "tests/test_generate.py", "tests/test_placement.py", *session.posargs)
+    session.run("python", "-m", "tests.benchmarks.damage")

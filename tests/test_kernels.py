@@ -58,3 +58,33 @@ def test_kernels_equal_the_plain_path() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == f"compared {2 * 6 * 2 * (33 * 17 + 5 * 129 + 7 * 3 + 4 * 6 * 8)}"
+
+
+COMPILE = """
+import itertools
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from runner import kernels
+
+types = {"tables": "*i64", "tensor_of_tile": "*i32", "bounds": "*fp64", "seed": "i32", "sigma": "fp32"}
+types |= {"last_ablated": "i64", "levels": "fp32"}
+fused = 0
+for capability, number, method in itertools.product((80, 90), (tl.float32, tl.bfloat16), range(3)):
+    constants = {"METHOD": method, "TYPE": number, "TENSORS": 34, "PARTS": True, "ALIGNED": False, "TILE": kernels.TILE}
+    signature = types | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=kernels.damage, signature=signature, constexprs=constants)
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert method or "sqrt.rn.f32" in compiled.asm["ptx"]
+    fused += compiled.asm["ptx"].count("fma.rn.f")
+print("fused", fused)
+"""
+
+
+def test_compiled_kernels_fuse_nothing() -> None:
+    """Compiled for real GPUs, no multiplication is fused with an addition: fused, its bits would be others."""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "fused 0"
