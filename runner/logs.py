@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -34,7 +35,9 @@ class _Redacting(logging.Formatter):
 def set_up(level: str) -> None:
     """Log to the console from `level` on; libraries from WARNING on."""
     if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="%H:%M:%S"
+        )
         handler.setFormatter(_Redacting("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
@@ -70,7 +73,8 @@ class Meter:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         """`jobs` is all there is to do."""
-        self.records = sum(len(job.prompt_indices) for job in jobs)
+        self.left = {job.condition: len(job.prompt_indices) for job in jobs}
+        self.records = sum(self.left.values())
         self.done = self.tokens = 0
         self.generating = 0.0
         self.started = time.monotonic()
@@ -94,13 +98,17 @@ class Meter:
     def batch_done(self, condition: Condition, records: Sequence[Record], seconds: float) -> None:
         """Count a finished batch, and show the first thing that the damaged model said."""
         self.done += len(records)
+        self.left[condition] -= len(records)
         self.tokens += sum(record["tokens"] for record in records)
         self.generating += seconds
         elapsed = time.monotonic() - self.started
         left = timedelta(seconds=round(elapsed / self.done * (self.records - self.done)))
         speed = f"{self.tokens / self.generating:.0f} tokens/s, {left} left"
-        self.bar.update(self.task, completed=self.done, speed=speed)
-        said = " ".join(records[0]["output"].split())[:SHOWN_CHARACTERS]
+        conditions = f"{list(self.left.values()).count(0)} of {len(self.left)} conditions"
+        self.bar.update(self.task, completed=self.done, speed=speed, description=f"{conditions}, records")
+        # A damaged model may utter anything, the control codes of a terminal included.
+        printable = "".join(char if char.isprintable() else " " for char in records[0]["output"])
+        said = " ".join(printable.split())[:SHOWN_CHARACTERS]
         logger.info("%s | %s", condition, said)
         if not console.is_terminal:
-            logger.info("%d of %d records, %s", self.done, self.records, speed)
+            logger.info("%s, %d of %d records, %s", conditions, self.done, self.records, speed)
