@@ -63,6 +63,12 @@ def untie(model: Any) -> None:
         config.tie_word_embeddings = False
 
 
+def untie_where_asked(model: Any, selections: Iterable[Selection]) -> None:
+    """Untie the embeddings if any selection means one side of them alone."""
+    if any(selection.tied != "both" for selection in selections):
+        untie(model)
+
+
 def text_of(model: Any) -> Named:
     """The tensors of the text decoder by their canonical name."""
     return dict(model.get_decoder().named_parameters())

@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 
 from runner.errors import SpecError
-from runner.groups import find_targets, is_tied, untie
+from runner.groups import find_targets, is_tied, untie_where_asked
 from runner.model import choose_device, encode, load_model, load_tokenizer, locate
 from runner.placement import locate_weights, unpack_4bit
 from runner.prompt import Prompt, load_prompts
@@ -79,8 +79,7 @@ def load_subject(spec: Spec, groups: Iterable[str]) -> tuple[Any, torch.device]:
     model = load_model(
         locate(spec.model), spec.model.dtype, device, load_4bit=spec.model.load_4bit, may_spread=may_spread
     )
-    if any(selection.tied != "both" for selection in spec.selections().values()):
-        untie(model)
+    untie_where_asked(model, spec.selections().values())
     for group in groups:
         targets = targets_of(model, spec, group)
         if spec.model.load_4bit:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from runner import vram
 from runner.errors import SetupError
-from runner.groups import find_targets, is_tied, untie
+from runner.groups import find_targets, is_tied, untie_where_asked
 from runner.lab import check, check_fit
 from runner.model import build_on_meta, choose_device, encode, load_config, load_tokenizer, locate
 from runner.plan import Job, conditions_of, jobs_of
@@ -53,8 +53,7 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
 def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target, ...]]:
     """Print the tensors of every group, and return them."""
     selections = spec.selections()
-    if any(selection.tied != "both" for selection in selections.values()):
-        untie(model)
+    untie_where_asked(model, selections.values())
     tied = "tied to the output head" if is_tied(model) else "not tied to the output head"
     console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
     groups = []
