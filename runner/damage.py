@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runner import noise
-from runner.sweep import Method
+from runner.sweep import Method, is_no_op
 from runner.target import Target
 
 BLOCK = 2**24  # weights at a time: bounds the memory that damage needs beside the model
@@ -45,16 +45,6 @@ def damage(targets: Sequence[Target], baseline: Baseline, method: Method, level:
                 _quantise(target, original, int(level))
             else:
                 _randomise(target, original, method, level, seed)
-
-
-def is_no_op(method: Method, level: float) -> bool:
-    """Whether a level leaves every weight as it is."""
-    return method != "uni_quant" and level == 0
-
-
-def is_deterministic(method: Method, level: float) -> bool:
-    """Whether all repeats of a level share one damaged model."""
-    return method == "uni_quant" or is_no_op(method, level)
 
 
 def ablation_threshold(probability: float) -> int:

@@ -1,27 +1,29 @@
 """The story of a run: for each condition restore, damage, generate, append. The only module that sees everything."""
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import asdict, frozen
 
 from runner import provenance, vram
-from runner.generate import Answer, Generator, Question, Shape
+from runner.engine import Engine
+from runner.generate import Generator
 from runner.lab import Lab, check, set_up
 from runner.logs import Meter, log_file
 from runner.model import end_tokens
 from runner.patient import Patient
 from runner.perplexity import perplexity
-from runner.plan import Condition, Job, conditions_of, jobs_of
+from runner.plan import Condition, Job, Visit, conditions_of, jobs_of, most_questions, visits_of
 from runner.prompt import Prompt
-from runner.record import experiment_id, guarded_settings, make_record
+from runner.provenance import Sidecar
+from runner.question import Question, Shape
+from runner.record import experiment_id, guarded_settings
 from runner.results import Record, ResultsFile, key_of, open_results, results_path
 from runner.sampling import Sampling
+from runner.scribe import Finding, Scribe
 from runner.spec import Spec
 from runner.sweep import Method
 
@@ -53,10 +55,11 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
             return
         jobs = [job for experiment in experiments for job in experiment.jobs]
         lab = set_up(spec, prompts, {job.condition.group for job in jobs})
+        engine: Engine | None = None  # found by the first experiment, while the model is intact
         with Meter(jobs) as meter, Patient(lab.find_targets) as patient:
             for experiment in experiments:
                 with log_file(results / "logs", experiment_id(spec, experiment.method)):
-                    run_experiment(lab, experiment, patient, meter)
+                    engine = run_experiment(lab, experiment, patient, meter, engine)
 
 
 def open_experiments(
@@ -74,37 +77,90 @@ def open_experiments(
         yield Experiment(method=method, file=file, jobs=jobs, last_record=records[-1] if records else None)
 
 
-def run_experiment(lab: Lab, experiment: Experiment, patient: Patient, meter: Meter) -> None:
-    """Every condition of one method: damage, measure, answer in batches, append each batch."""
-    sidecar = open_sidecar(lab, experiment)
-    generator = make_generator(lab, static_shape(lab, experiment.last_record))
-    for job in experiment.jobs:
-        condition, waiting = job.condition, job.prompt_indices
-        facts = damage(lab, condition, patient, sidecar)
-        while waiting:
-            shape, started = generator.shape, time.perf_counter()
-            batch = waiting[: shape.rows]
-            try:
-                answers = generator.answer([ask(lab, index, condition.seed) for index in batch])
-            except torch.OutOfMemoryError:
-                generator = make_generator(lab, shape.with_rows(vram.rows_after_overflow(shape.rows)))
-                continue
-            seconds = time.perf_counter() - started
-            used = vram.used_fraction(lab.device)
-            facts |= {"duration": seconds / len(batch), "vram_usage_percent": None if used is None else 100 * used}
-            records = [
-                make_record(lab.spec, condition, tell(lab, index, shape, answer) | facts)
-                for index, answer in zip(batch, answers, strict=True)
-            ]
-            experiment.file.append(records)
-            meter.batch_done(condition, records, seconds)
-            waiting = waiting[len(batch) :]
-            rows = vram.rows_after_batch(shape.rows, used, lab.most_rows)
-            if rows != shape.rows:
-                generator = make_generator(lab, shape.with_rows(rows))
+def run_experiment(
+    lab: Lab, experiment: Experiment, patient: Patient, meter: Meter, engine: Engine | None
+) -> Engine | None:
+    """Every condition of one method: damage, measure, answer, append; the engine that this was done with."""
+    left = {job.condition: set(job.prompt_indices) for job in experiment.jobs}
+    most = most_rows(lab, experiment)
+    shape = static_shape(lab, experiment.last_record, most)
+    sidecar: Sidecar | None = None
+    generator: Generator | None
+    while any(left.values()):
+        vram.release()
+        try:
+            generator = make_generator(lab, shape, engine)
+            engine = generator.engine
+            sidecar = sidecar or open_sidecar(lab, experiment, engine)
+            scribe = Scribe(lab, experiment.file, sidecar, meter)
+            visits = visits_of(Job(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices)
+            for condition, index in make_visits(visits, generator, patient, scribe, most):
+                left[condition].remove(index)
+            rows = min(2 * shape.rows, most)  # if questions are left, there is room for more rows
+        except torch.OutOfMemoryError:
+            rows = vram.rows_after_overflow(shape.rows)
+        shape, generator = shape.with_rows(rows), None
+    return engine
 
 
-def static_shape(lab: Lab, last_record: Record | None) -> Shape:
+def make_visits(
+    visits: Sequence[Visit], generator: Generator, patient: Patient, scribe: Scribe, most: int
+) -> Iterator[tuple[Condition, int]]:
+    """Damage the model and let it answer, visit by visit; gives the questions whose records are on the disk.
+
+    Stops before a visit for which more rows would fit in memory. While this writes, the device decodes.
+    """
+    lab, findings = scribe.lab, list[Finding]()
+
+    def patients() -> Iterator[list[Question]]:
+        for visit in visits:
+            if findings and vram.may_grow(lab.device, generator.shape.rows, most):
+                return
+            findings.append(damage(lab, visit, patient))
+            yield [ask(lab, index, condition.seed) for condition, index in visit.questions]
+
+    described = 0
+    for ended in generator.answers(patients()):
+        for finding in findings[described : ended.visit + 1]:
+            scribe.describe(finding)
+        described = ended.visit + 1
+        yield from scribe.append(findings[ended.visit], ended, generator.shape)
+
+
+def damage(lab: Lab, visit: Visit, patient: Patient) -> Finding:
+    """Bring the model into the condition of a visit and say what that did."""
+    condition = visit.jobs[0].condition
+    digest = patient.damage(condition.group, condition.method, condition.level, condition.seed)
+    return Finding(
+        visit=visit,
+        digest=digest,
+        evidence=patient.evidence(condition.method),
+        baseline=", ".join(patient.baseline_places),
+        perplexity=measure_perplexity(lab, condition),
+    )
+
+
+def measure_perplexity(lab: Lab, condition: Condition) -> float | None:
+    """The perplexity of the spec's text, once per level, with repeat 0's damage."""
+    if not lab.spec.perplexity.compute or condition.repeat_index:
+        return None
+    value = perplexity(lab.model, lab.tokenizer(lab.spec.perplexity.text).input_ids)
+    logger.info("%s: perplexity %s", condition, "is not finite" if value is None else f"{value:.4g}")
+    return value
+
+
+def most_rows(lab: Lab, experiment: Experiment) -> int:
+    """The rows of a batch when memory allows: what the spec says, or as many as one damaged model has questions."""
+    limit, prompts = lab.spec.generation.max_batch_size, len(lab.prompts)
+    if limit != "auto":
+        return min(prompts, limit)
+    conditions = [condition for condition in conditions_of(lab.spec) if condition.method == experiment.method]
+    groups = [lab.find_targets(group) for group in {condition.group for condition in conditions}]
+    length = max(map(len, lab.token_ids)) + lab.spec.generation.max_new_tokens
+    return min(most_questions(conditions, prompts), vram.rows_that_fit(lab.model, groups, length, lab.device))
+
+
+def static_shape(lab: Lab, last_record: Record | None, most: int) -> Shape:
     """The shape of every batch; that of an existing file is kept, so that a resumed run gives the same records."""
     recorded = last_record or {}
     longest = max(map(len, lab.token_ids))
@@ -112,17 +168,24 @@ def static_shape(lab: Lab, last_record: Record | None) -> Shape:
     if longest > length:
         logger.warning("a prompt of %d tokens is longer than the padded %d of earlier records", longest, length)
     return Shape(
-        rows=recorded.get("batch_size_effective", lab.most_rows),
+        rows=recorded.get("batch_size_effective", most),
         prompt_length=max(length, longest),
         new_tokens=lab.spec.generation.max_new_tokens,
     )
 
 
-def make_generator(lab: Lab, shape: Shape) -> Generator:
-    """A generator of this shape that chooses tokens as the spec says."""
+def make_generator(lab: Lab, shape: Shape, engine: Engine | None) -> Generator:
+    """A generator of this shape that chooses tokens as the spec says, and an engine for it if none was found before."""
     g = lab.spec.generation
     sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
-    return Generator(lab.model, shape, sampling, end_tokens(lab.model, lab.tokenizer), lab.tokenizer.pad_token_id or 0)
+    eos, pad = end_tokens(lab.model, lab.tokenizer), lab.tokenizer.pad_token_id or 0
+    generator = Generator(lab.model, shape, sampling, eos, pad)
+    if engine is None:
+        generator.find_engine([ask(lab, index, lab.spec.run.seed) for index in range(len(lab.prompts))])
+        logger.info("decoding %d rows with engine %s", shape.rows, generator.engine.name)
+    else:
+        generator.use(engine)
+    return generator
 
 
 def ask(lab: Lab, index: int, seed: int) -> Question:
@@ -130,64 +193,19 @@ def ask(lab: Lab, index: int, seed: int) -> Question:
     return Question(lab.token_ids[index], lab.prompts[index].text, seed)
 
 
-def tell(lab: Lab, index: int, shape: Shape, answer: Answer) -> dict[str, Any]:
-    """What a record says of a prompt and its answer."""
-    return {
-        "device": str(lab.device),
-        "prompt_id": index + 1,
-        "prompt_text": lab.prompts[index].text,
-        "output": lab.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
-        "tokens": len(answer.token_ids),
-        "tokens_out": len(answer.token_ids),
-        "tokens_in": len(lab.token_ids[index]),
-        "finish_reason": answer.finish_reason,
-        "batch_size_effective": shape.rows,
-        "padded_length": shape.prompt_length,
-    }
-
-
-def measure_perplexity(lab: Lab, condition: Condition) -> dict[str, Any]:
-    """The perplexity of the spec's text, once per level, with repeat 0's damage."""
-    if not lab.spec.perplexity.compute or condition.repeat_index:
-        return {}
-    value = perplexity(lab.model, lab.tokenizer(lab.spec.perplexity.text).input_ids)
-    logger.info("%s: perplexity %s", condition, "is not finite" if value is None else f"{value:.4g}")
-    return {"perplexity": value}
-
-
-def open_sidecar(lab: Lab, experiment: Experiment) -> provenance.Sidecar:
+def open_sidecar(lab: Lab, experiment: Experiment, engine: Engine) -> Sidecar:
     """Write down what runs; warn where machine or versions are not those of the run before."""
     groups = dict.fromkeys(job.condition.group for job in experiment.jobs)
     facts = {
         "started": provenance.now(),
         "versions": provenance.versions(),
         "machine": provenance.machine_facts(lab.device),
+        "engine": asdict(engine),
         "model": lab.model_facts(),
         "prompts_digest": provenance.prompts_digest(lab.prompts),
         "groups": {group: [target.name for target in lab.find_targets(group)] for group in groups},
     }
-    sidecar = provenance.Sidecar(experiment.file.path, lab.spec, facts)
+    sidecar = Sidecar(experiment.file.path, lab.spec, facts)
     for change in sidecar.changes:
         logger.warning("not as in the run before: %s", change)
     return sidecar
-
-
-def damage(lab: Lab, condition: Condition, patient: Patient, sidecar: provenance.Sidecar) -> dict[str, Any]:
-    """Bring the model into a condition and say what that did; returns what the condition's records have in common."""
-    digest = patient.damage(condition.group, condition.method, condition.level, condition.seed)
-    evidence = patient.evidence(condition.method)
-    row = {
-        "method": condition.method,
-        "group": condition.group,
-        "level": condition.level,
-        "repeat_index": condition.repeat_index,
-        "weights_digest": digest,
-        "baseline": ", ".join(patient.baseline_places),
-    }
-    sidecar.add_evidence(row | evidence.as_table())
-    distinct = evidence.distinct_values
-    if condition.repeat_index == 0 and distinct is not None and distinct < condition.level:
-        logger.warning(
-            "%s: %s holds %d distinct values of %g", condition, lab.spec.model.dtype, distinct, condition.level
-        )
-    return {"weights_digest": digest} | measure_perplexity(lab, condition)

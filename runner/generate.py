@@ -1,155 +1,114 @@
-"""From prompts to continuations in one static shape.
+"""From any number of questions to answers: rows of a static shape that are filled, watched and filled again.
 
-Every batch of a run has the same rows, the same padded prompt length and the same cache, whatever it holds: a short
-batch is filled with dummy rows, every mask is spelt out. Kernels then do the same for a row whatever its neighbours
-are, and a resumed run gives the bytes of an uninterrupted one.
+Kernels do the same for a row whatever its neighbours are, and every mask is spelt out, so an answer depends on nothing
+but its question, the weights and the static shape: not on its row, nor on when it was seated. A resumed run gives the
+bytes of an uninterrupted one.
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-import torch
-from attrs import evolve, frozen
-from torch import Tensor
-from transformers.cache_utils import Cache, StaticLayer
+from attrs import frozen
 
-from runner.errors import SetupError
-from runner.placement import input_device
-from runner.sampling import Sampling, next_tokens, row_streams
+from runner.decoder import Decoder
+from runner.engine import PLAIN, Engine, engage, find_engine
+from runner.question import Answer, Question, Shape
+from runner.sampling import Sampling
 
-REASONS = ("length", "eos", "nonfinite")
-_LENGTH, _EOS, _NONFINITE = range(3)
-STEPS_BETWEEN_LOOKS = 16  # on CUDA, looking whether all rows are done makes the host wait for the device
-
-
-@frozen(kw_only=True)
-class Shape:
-    """The static shape of all batches: rows, tokens of a padded prompt, most tokens of a continuation."""
-
-    rows: int
-    prompt_length: int
-    new_tokens: int
-
-    def with_rows(self, rows: int) -> Self:
-        """The same shape with another number of rows."""
-        return evolve(self, rows=rows)
+STEPS_BETWEEN_LOOKS = 16  # a look makes the host wait for the device, and lets rows that have ended begin anew
+FREE_SHARE = 0.25  # of the rows, before reading more prompts is worth the steps that it costs
 
 
 @frozen
-class Question:
-    """A templated and tokenised prompt, and what its random stream is named by: seed and plain text."""
+class Ended:
+    """Answers that ended by one look: the visit they belong to, each with its question's index, and their seconds."""
 
-    token_ids: Sequence[int]
-    text: str
-    seed: int
-
-
-@frozen
-class Answer:
-    """The generated tokens, an end-of-sequence token included, and why they ended."""
-
-    token_ids: list[int]
-    finish_reason: str
+    visit: int
+    answers: list[tuple[int, Answer]]
+    seconds: float  # since the look before that found some, or since the visit began: they add up
 
 
 class Generator:
-    """Answers questions with a model in one static shape; the cache is allocated once and kept."""
+    """Answers questions with a model in one static shape."""
 
     def __init__(self, model: Any, shape: Shape, sampling: Sampling, eos: Sequence[int], pad: int) -> None:
         """`eos` are the token ids that end a row, `pad` fills what is not read."""
-        self.model, self.shape, self.sampling, self.pad = model, shape, sampling, pad
-        self.device = input_device(model)
-        self.eos = torch.tensor(sorted(eos), dtype=torch.int64, device=self.device)
-        self.config = model.config.get_text_config()
-        self.length = shape.prompt_length + shape.new_tokens
-        # Full-length layers even where attention slides: the window is in the mask, and no layer rolls.
-        layers = [StaticLayer(max_cache_len=self.length) for _ in range(self.config.num_hidden_layers)]
-        self.cache = Cache(layers=layers)
+        self.shape, self.engine = shape, PLAIN
+        self._decoder = Decoder(model, shape, sampling, eos, pad)
 
-    @torch.inference_mode()
+    def use(self, engine: Engine) -> None:
+        """Decode with an engine that was found earlier for this model."""
+        self.engine = engage(self._decoder, engine)
+
+    def find_engine(self, questions: Sequence[Question]) -> None:
+        """Use the fastest engine that agrees with the plain one about the model as it is now."""
+        self.engine = find_engine(self._decoder, questions[: self.shape.prompts])
+
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers to at most `shape.rows` questions, in their order."""
-        rows, new_tokens = self.shape.rows, self.shape.new_tokens
-        filled = [*questions, *[questions[0]] * (rows - len(questions))]
-        prompt, real = self._pad(filled)
-        streams = row_streams([q.seed for q in filled], [q.text for q in filled], self.device)
-        active = torch.arange(rows, device=self.device) < len(questions)
-        written = torch.full((rows, new_tokens), self.pad, dtype=torch.int64, device=self.device)
-        count = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        reason = torch.full_like(count, _LENGTH)
-        position = real.sum(dim=1, keepdim=True)
-        self.cache.reset()
-        logits = self._prefill(prompt, real)
-        for index in range(new_tokens):
-            step = torch.tensor(index, device=self.device)
-            finite = logits.isfinite().all(dim=-1)
-            token = torch.where(active & finite, next_tokens(logits, streams, step, self.sampling), self.pad)
-            reason = reason.where(~active | finite, _NONFINITE)
-            active = active & finite
-            written[:, index] = token
-            count += active
-            ended = active & torch.isin(token, self.eos)
-            reason = reason.where(~ended, _EOS)
-            active = active & ~ended
-            if index + 1 == new_tokens or (self._looks(index) and not active.any()):
-                break
-            real[:, self.shape.prompt_length + index] = True
-            logits = self._decode(token[:, None], position + index, real, step)
-        pairs = zip(written.tolist(), count.tolist(), reason.tolist(), strict=True)
-        answers = [Answer(ids[:length], REASONS[why]) for ids, length, why in pairs]
-        return answers[: len(questions)]
+        """All answers of the model as it is, in the order of the questions."""
+        found = dict(pair for ended in self.answers([questions]) for pair in ended.answers)
+        return [found[index] for index in range(len(questions))]
 
-    def _looks(self, index: int) -> bool:
-        return self.device.type == "cpu" or index % STEPS_BETWEEN_LOOKS == 0
+    def answers(self, visits: Iterable[Sequence[Question]]) -> Iterator[Ended]:
+        """Answers as they end, visit by visit; the next visit is asked for when all rows are free.
 
-    def _pad(self, questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
-        """Left-padded token ids [rows, prompt_length], and which cache slots hold a real token [rows, length]."""
-        width = self.shape.prompt_length
-        ids = [[self.pad] * (width - len(q.token_ids)) + list(q.token_ids) for q in questions]
-        lengths = torch.tensor([len(q.token_ids) for q in questions], device=self.device)
-        slot = torch.arange(self.length, device=self.device)
-        return torch.tensor(ids, device=self.device), (slot >= width - lengths[:, None]) & (slot < width)
+        What ended by one look is given when the device has its next steps to do already, across visits too: asking for
+        a visit may change the model, and work on what is given costs no time. Questions of one prompt had better stand
+        together in a visit: it is then read once.
+        """
+        ended: Ended | None = None
+        for number, questions in enumerate(visits):
+            waiting, seated = deque(enumerate(questions)), dict[int, int]()
+            bank: dict[tuple[int, ...], int] = {}
+            started = time.perf_counter()
+            while waiting or seated:
+                free = [row for row in range(self.shape.rows) if row not in seated]
+                if waiting and self._worth_seating(free):
+                    self._seat(waiting, free, seated, bank)
+                self._decoder.advance(STEPS_BETWEEN_LOOKS)
+                if ended:
+                    yield ended
+                found, now = self._harvest(seated), time.perf_counter()
+                ended = Ended(number, found, now - started) if found else None
+                started = now if found else started
+        if ended:
+            yield ended
 
-    def _prefill(self, prompt: Tensor, real: Tensor) -> Tensor:
-        """Read the prompts into the cache; the logits that follow them, [rows, vocabulary]."""
-        width = self.shape.prompt_length
-        position = (real[:, :width].cumsum(dim=1) - 1).clamp(min=0)
-        return self._forward(prompt, position, real, torch.arange(width, device=self.device))
+    def _worth_seating(self, free: Sequence[int]) -> bool:
+        # On the CPU attention reads the filled part of the cache only, for which all rows must be at the same step.
+        share = FREE_SHARE if self._decoder.device.type == "cuda" else 1.0
+        return len(free) >= share * self.shape.rows
 
-    def _decode(self, token: Tensor, position: Tensor, real: Tensor, step: Tensor) -> Tensor:
-        """The decode step: read one token per row [rows, 1]; the logits that follow it, [rows, vocabulary]."""
-        return self._forward(token, position, real, (step + self.shape.prompt_length)[None])
+    def _seat(
+        self,
+        waiting: deque[tuple[int, Question]],
+        free: Sequence[int],
+        seated: dict[int, int],
+        bank: dict[tuple[int, ...], int],
+    ) -> None:
+        """Let free rows begin the next questions; prompts that are not in the bank are read first."""
+        taken = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
+        while taken:
+            known = [pair for pair in taken if tuple(pair[1].token_ids) in bank]
+            if not known:
+                ahead = dict.fromkeys(tuple(question.token_ids) for _, question in (*taken, *waiting))
+                prompts = list(ahead)[: self.shape.prompts]
+                bank.clear()
+                bank.update({prompt: place for place, prompt in enumerate(prompts)})
+                self._decoder.fill_bank(prompts)
+                continue
+            rows, free = free[: len(known)], free[len(known) :]
+            questions = [question for _, question in known]
+            self._decoder.seat(rows, [bank[tuple(question.token_ids)] for question in questions], questions)
+            seated.update(zip(rows, (index for index, _ in known), strict=True))
+            taken = [pair for pair in taken if pair not in known]
 
-    def _forward(self, ids: Tensor, position: Tensor, real: Tensor, slots: Tensor) -> Tensor:
-        outputs = self.model(
-            input_ids=ids,
-            attention_mask=attention_masks(self.config, real, slots),
-            position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = outputs.logits[:, -1]
-        return logits
-
-
-def attention_masks(config: Any, real: Tensor, slots: Tensor) -> Tensor | dict[str, Tensor]:
-    """What the tokens at cache `slots` [queries] may read of `real` slots [rows, length]: [rows, 1, queries, length].
-
-    Causal, and within the sliding window for the layers that have one. A padding token reads itself, since a softmax
-    over nothing is not a number. A model with both kinds of layer takes a mask for each.
-
-    Raises:
-        SetupError: the model has layers of another kind.
-    """
-    slot = torch.arange(real.shape[1], device=real.device)
-    distance = slots[:, None] - slot
-    full = ((real[:, None, :] & (distance >= 0)) | (distance == 0))[:, None]
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise SetupError(f"the model has {', '.join(sorted(unknown))} layers; only full and sliding attention is known")
-    if window is None or kinds == {"full_attention"}:
-        return full
-    sliding = full & (distance < window)
-    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding
+    def _harvest(self, seated: dict[int, int]) -> list[tuple[int, Answer]]:
+        """The answers of rows that have ended, which are free from now on."""
+        active = self._decoder.active.tolist()
+        rows = [row for row in seated if not active[row]]
+        if not rows:
+            return []
+        return [(seated.pop(row), answer) for row, answer in zip(rows, self._decoder.answers(rows), strict=True)]

@@ -19,7 +19,7 @@ WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.in
 
 
 @triton.jit
-def _philox(c0, c1, c2, c3, k0, k1):
+def philox(c0, c1, c2, c3, k0, k1):
     for _ in tl.static_range(10):
         high0, low0 = tl.umulhi(c0, tl.full((), 0xD2511F53, tl.uint32)), c0 * tl.full((), 0xD2511F53, tl.uint32)
         high1, low1 = tl.umulhi(c2, tl.full((), 0xCD9E8D57, tl.uint32)), c2 * tl.full((), 0xCD9E8D57, tl.uint32)
@@ -131,7 +131,7 @@ def damage(
         stream = tl.load(tables + 4 * TENSORS + tensor)
         zero = tl.zeros((TILE,), tl.uint32)
         key = seed.to(tl.int64)
-        w0, w1, w2, w3 = _philox(
+        w0, w1, w2, w3 = philox(
             block.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32), zero + (block >> 32).to(tl.uint32),
             zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32),
             key.to(tl.uint32), (key >> 32).to(tl.uint32),

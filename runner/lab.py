@@ -12,6 +12,7 @@ from runner.errors import SpecError
 from runner.groups import find_targets, is_tied, untie_where_asked
 from runner.model import choose_device, encode, load_model, load_tokenizer, locate
 from runner.placement import locate_weights, unpack_4bit
+from runner.projections import join_projections
 from runner.prompt import Prompt, load_prompts
 from runner.sampling import set_all_seeds
 from runner.spec import Spec
@@ -34,11 +35,6 @@ class Lab:
     def find_targets(self, group: str) -> Sequence[Target]:
         """The tensors of a condition's group."""
         return targets_of(self.model, self.spec, group)
-
-    @property
-    def most_rows(self) -> int:
-        """The rows of a batch when memory does not matter."""
-        return min(len(self.prompts), self.spec.generation.max_batch_size)
 
     def model_facts(self) -> dict[str, Any]:
         """What the sidecar says of the model."""
@@ -80,6 +76,8 @@ def load_subject(spec: Spec, groups: Iterable[str]) -> tuple[Any, torch.device]:
         locate(spec.model), spec.model.dtype, device, load_4bit=spec.model.load_4bit, may_spread=may_spread
     )
     untie_where_asked(model, spec.selections().values())
+    if device.type == "cuda":
+        join_projections(model)
     for group in groups:
         targets = targets_of(model, spec, group)
         if spec.model.load_4bit:

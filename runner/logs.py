@@ -95,20 +95,21 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def batch_done(self, condition: Condition, records: Sequence[Record], seconds: float) -> None:
-        """Count a finished batch, and show the first thing that the damaged model said."""
+    def batch_done(self, conditions: Sequence[Condition], records: Sequence[Record], seconds: float) -> None:
+        """Count records that are done, with the condition of each, and show the first thing that the model said."""
         self.done += len(records)
-        self.left[condition] -= len(records)
+        for condition in conditions:
+            self.left[condition] -= 1
         self.tokens += sum(record["tokens"] for record in records)
         self.generating += seconds
         elapsed = time.monotonic() - self.started
         left = timedelta(seconds=round(elapsed / self.done * (self.records - self.done)))
         speed = f"{self.tokens / self.generating:.0f} tokens/s, {left} left"
-        conditions = f"{list(self.left.values()).count(0)} of {len(self.left)} conditions"
-        self.bar.update(self.task, completed=self.done, speed=speed, description=f"{conditions}, records")
+        finished = f"{list(self.left.values()).count(0)} of {len(self.left)} conditions"
+        self.bar.update(self.task, completed=self.done, speed=speed, description=f"{finished}, records")
         # A damaged model may utter anything, the control codes of a terminal included.
         printable = "".join(char if char.isprintable() else " " for char in records[0]["output"])
         said = " ".join(printable.split())[:SHOWN_CHARACTERS]
-        logger.info("%s | %s", condition, said)
+        logger.info("%s | %s", conditions[0], said)
         if not console.is_terminal:
-            logger.info("%s, %d of %d records, %s", conditions, self.done, self.records, speed)
+            logger.info("%s, %d of %d records, %s", finished, self.done, self.records, speed)

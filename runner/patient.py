@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from runner.damage import is_deterministic, restore
+from runner.damage import restore
 from runner.digest import bind
 from runner.evidence import Evidence, add, evidence
-from runner.sweep import Method
+from runner.sweep import Method, is_deterministic
 from runner.target import Target
 from runner.wards import Ward, admit
 

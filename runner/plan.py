@@ -1,12 +1,13 @@
 """From a spec and what is finished to what is still to do, in order. Knows neither model nor file."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from attrs import frozen
 
 from runner.prompt import Prompt
 from runner.spec import Spec
-from runner.sweep import Method
+from runner.sweep import Method, is_deterministic
 
 # param_group_name, std_dev, repeat_index, degradation_method, prompt_text: exact, never rounded
 Key = tuple[str, float, int, str, str]
@@ -28,6 +29,12 @@ class Condition:
         """What a finished record of this condition is known by."""
         return (self.group, self.level, self.repeat_index, self.method, prompt_text)
 
+    @property
+    def weights(self) -> tuple[str, Method, float, int | None]:
+        """What the damaged weights are a function of: repeats of a deterministic level share them."""
+        seed = None if is_deterministic(self.method, self.level) else self.seed
+        return (self.group, self.method, self.level, seed)
+
     def __str__(self) -> str:
         return f"{self.sweep} {self.level:g} repeat {self.repeat_index}"
 
@@ -38,6 +45,19 @@ class Job:
 
     condition: Condition
     prompt_indices: tuple[int, ...]
+
+
+@frozen
+class Visit:
+    """One damaged model and all that it is still asked, by whichever conditions share its weights."""
+
+    jobs: tuple[Job, ...]
+
+    @property
+    def questions(self) -> list[tuple[Condition, int]]:
+        """Condition and prompt index of everything to ask; equal prompts stand together."""
+        pairs = [(job.condition, index) for job in self.jobs for index in job.prompt_indices]
+        return sorted(pairs, key=lambda pair: pair[1])
 
 
 def conditions_of(spec: Spec) -> list[Condition]:
@@ -74,3 +94,14 @@ def jobs_of(conditions: Iterable[Condition], prompts: Sequence[Prompt], finished
         if missing:
             jobs.append(Job(condition, missing))
     return jobs
+
+
+def visits_of(jobs: Iterable[Job]) -> list[Visit]:
+    """Jobs in their order, those in a row whose damaged weights are equal as one visit."""
+    return [Visit(tuple(same)) for _, same in groupby(jobs, key=lambda job: job.condition.weights)]
+
+
+def most_questions(conditions: Iterable[Condition], prompts: int) -> int:
+    """How many answers one damaged model gives at most, finished ones included."""
+    sizes = [len(list(same)) for _, same in groupby(conditions, key=lambda condition: condition.weights)]
+    return max(sizes) * prompts

@@ -43,9 +43,11 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
     tokenizer = load_tokenizer(source)
     token_ids = [encode(tokenizer, prompt.text) for prompt in prompts]
     check_fit(spec, prompts, token_ids)
-    rows, longest = min(len(prompts), spec.generation.max_batch_size), max(map(len, token_ids))
+    limit, longest = spec.generation.max_batch_size, max(map(len, token_ids))
+    rows = len(prompts) if limit == "auto" else min(len(prompts), limit)
     length = longest + spec.generation.max_new_tokens
-    console.print(f"static shape: {rows} rows, {length} tokens (longest prompt {longest})")
+    more = ", or more where repeats share a damaged model and memory allows" if limit == "auto" else ""
+    console.print(f"static shape: {rows} rows{more}, {length} tokens (longest prompt {longest})", soft_wrap=True)
     need = vram.estimate(model, groups, rows, length, getattr(torch, spec.model.dtype).itemsize)
     _print_memory(spec, need, device, console)
 

@@ -111,7 +111,7 @@ class Sidecar:
         last = runs[-1] if runs else {}
         self.changes = [
             f"{key}: {last[table][key]} before, {value} now"
-            for table in ("versions", "machine")
+            for table in ("versions", "machine", "engine")
             for key, value in facts[table].items()
             if key in last.get(table, {}) and last[table][key] != value
         ]
@@ -121,10 +121,11 @@ class Sidecar:
         self._runs = [*runs, dict(facts)]
         self._write()
 
-    def add_evidence(self, row: Mapping[str, Any]) -> None:
-        """Say what the damage of a condition did; the condition's own columns are those of `EVIDENCE_KEY`."""
-        if self._evidence.get(_evidence_key(row)) != row:
-            self._evidence[_evidence_key(row)] = dict(row)
+    def add_evidence(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Say what the damage of conditions did; a condition's own columns are those of `EVIDENCE_KEY`."""
+        new = {_evidence_key(row): dict(row) for row in rows}
+        if any(self._evidence.get(key) != row for key, row in new.items()):
+            self._evidence |= new
             self._write()
 
     def _write(self) -> None:

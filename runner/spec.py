@@ -48,7 +48,9 @@ class Generation:
     top_k: Annotated[int, at_least(0)] = 64
     top_p: Annotated[float, Rule("more than 0 and at most 1", lambda value: 0 < value <= 1)] = 0.95
     max_new_tokens: Count = 350
-    max_batch_size: Count = 40
+    max_batch_size: Annotated[int | Literal["auto"], Rule('at least 1, or "auto"', lambda n: n == "auto" or n >= 1)] = (
+        40
+    )
     max_seq_length: Count | None = None
 
 

@@ -7,8 +7,8 @@ errors, and all errors of a document are found in one pass. This module knows no
 import difflib
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import GenericAlias
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import attrs
 import cattrs
@@ -40,6 +40,7 @@ def make_converter() -> cattrs.Converter:
     for plain in PLAIN_TYPES:
         converter.register_structure_hook(plain, _structure_plain)
     converter.register_structure_hook_func(_is(Literal), _structure_literal)
+    converter.register_structure_hook_func(_is_number_or_word, partial(_structure_number_or_word, converter))
     converter.register_structure_hook_func(_is(tuple), partial(_structure_tuple, converter))
     converter.register_structure_hook_func(_is(dict), partial(_structure_table, converter))
     converter.register_structure_hook_func(_is(Annotated), partial(_structure_annotated, converter))
@@ -49,6 +50,19 @@ def make_converter() -> cattrs.Converter:
 
 def _is(origin: Any) -> Callable[[Any], bool]:
     return lambda wanted: get_origin(wanted) is origin
+
+
+def _is_number_or_word(wanted: Any) -> bool:
+    """`int | Literal["auto"]`."""
+    parts = get_args(wanted) if get_origin(wanted) in {Union, UnionType} else ()
+    return [part if part is int else get_origin(part) for part in parts] == [int, Literal]
+
+
+def _structure_number_or_word(converter: cattrs.Converter, value: object, wanted: Any) -> Any:
+    number, word = get_args(wanted)
+    if isinstance(value, str) and value not in get_args(word):
+        raise ValueError(f"{value!r} is neither a whole number nor {' or '.join(map(repr, get_args(word)))}")
+    return value if isinstance(value, str) else converter.structure(value, number)
 
 
 def problems(error: BaseException, path: str = "") -> Iterator[str]:

@@ -90,3 +90,13 @@ def _level_problem(method: Method, level: float) -> str | None:
         return None if 0 <= level <= 1 else "a probability: from 0 to 1"
     whole = FEWEST_VALUES <= level <= MOST_VALUES and level == round(level)
     return None if whole else f"a whole number from {FEWEST_VALUES} to {MOST_VALUES}"
+
+
+def is_no_op(method: Method, level: float) -> bool:
+    """Whether a level leaves every weight as it is."""
+    return method != "uni_quant" and level == 0
+
+
+def is_deterministic(method: Method, level: float) -> bool:
+    """Whether all repeats of a level share one damaged model."""
+    return method == "uni_quant" or is_no_op(method, level)

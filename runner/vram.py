@@ -1,5 +1,6 @@
 """Memory: how much is used, what that means for the batch size, and what a run will need."""
 
+import gc
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 GIB = 2**30
 STOP_ABOVE, WARN_ABOVE, GROW_BELOW = 0.95, 0.90, 0.40
 PAUSE_SECONDS = 1.0
+MOST_ROWS, FREE_SHARE = 512, 0.8
 
 
 def used_fraction(device: torch.device) -> float | None:
@@ -40,20 +42,37 @@ def has_room(device: torch.device, size: int) -> bool:
     return torch.cuda.memory_reserved(device) + size + total // 10 < WARN_ABOVE * total
 
 
-def rows_after_batch(rows: int, used: float | None, most: int) -> int:
-    """The rows of the next batch: a size that was reduced earlier grows again while little memory is used.
+def check(used: float | None) -> None:
+    """Look at the used fraction after a batch: enough, warn and pause, or stop.
 
     Raises:
         SetupError: so much is used that the run had better stop, with everything saved.
     """
-    if used is None:
-        return rows
+    if used is None or used <= WARN_ABOVE:
+        return
     if used > STOP_ABOVE:
         raise SetupError(f"{used:.0%} of the GPU's memory is used. Set a smaller generation.max_batch_size, run again.")
-    if used > WARN_ABOVE:
-        logger.warning("%.0f %% of the GPU's memory is used", 100 * used)
-        time.sleep(PAUSE_SECONDS)
-    return min(2 * rows, most) if used < GROW_BELOW and rows < most else rows
+    logger.warning("%.0f %% of the GPU's memory is used", 100 * used)
+    time.sleep(PAUSE_SECONDS)
+
+
+def may_grow(device: torch.device, rows: int, most: int) -> bool:
+    """Whether a number of rows that was reduced earlier may grow again, for little memory is in use."""
+    return (
+        rows < most and device.type == "cuda" and torch.cuda.memory_reserved(device) < GROW_BELOW * total_memory(device)
+    )
+
+
+def rows_that_fit(model: Any, groups: Sequence[Sequence[Any]], length: int, device: torch.device) -> int:
+    """The rows for which memory is left beside the loaded weights and the baseline of the largest group, at most 512.
+
+    A fifth of what is free stays free for activations; should that not do, the run goes on with fewer rows.
+    """
+    element_size = next(model.parameters()).element_size()
+    need = estimate(model, groups, 1, length, element_size)
+    used = torch.cuda.memory_allocated(device) if device.type == "cuda" else need.weights
+    free = WARN_ABOVE * total_memory(device) - used - need.baseline
+    return max(1, min(MOST_ROWS, int(FREE_SHARE * free / (need.cache + need.logits))))
 
 
 def rows_after_overflow(rows: int) -> int:
@@ -65,8 +84,13 @@ def rows_after_overflow(rows: int) -> int:
     if rows == 1:
         raise SetupError("out of memory with one row. Use a larger GPU, a smaller model or fewer max_new_tokens.")
     logger.warning("out of memory with %d rows: going on with %d", rows, rows // 2)
-    torch.cuda.empty_cache()
     return rows // 2
+
+
+def release() -> None:
+    """Give back what nobody uses: batches that were too large, and their graphs, which refer to one another."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @frozen(kw_only=True)

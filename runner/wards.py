@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from runner import noise, vram
-from runner.damage import Baseline, ablation_threshold, bounds, damage, is_no_op, keep_baseline, restore
+from runner.damage import Baseline, ablation_threshold, bounds, damage, keep_baseline, restore
 from runner.digest import BLOCK as DIGEST_BLOCK
 from runner.digest import coefficients_on, fingerprint
 from runner.evidence import Sums, sums_of
-from runner.sweep import Method
+from runner.sweep import Method, is_no_op
 from runner.target import Target
 
 logger = logging.getLogger(__name__)

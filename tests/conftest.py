@@ -27,7 +27,7 @@ TEXT = {
     "intermediate_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
+    "head_dim": 32,
     "max_position_embeddings": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,

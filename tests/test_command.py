@@ -196,7 +196,7 @@ def test_sidecar_holds_evidence(study: Path, degrade: Command) -> None:
     assert abs(rows["mult_gauss", 0.5, 0]["relative_change"] - 0.5) < 0.02
     assert abs(rows["ablation", 0.25, 1]["fraction_zeroed"] - 0.25) < 0.03
     assert rows["uni_quant", 4, 0]["distinct_values"] == 4
-    assert {(row["tensors"], row["weights"]) for row in rows.values()} == {(9, 73_728), (3, 6_144), (1, 20_480)}
+    assert {(row["tensors"], row["weights"]) for row in rows.values()} == {(9, 73_728), (3, 12_288), (1, 20_480)}
 
 
 def test_dry_run_says_what_would_happen(study: Path, degrade: Command) -> None:

@@ -1,21 +1,27 @@
 """Decoding in one static shape: equal to `model.generate`, and blind to whoever shares the batch."""
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from runner.generate import Answer, Generator, Question, Shape
+from runner.engine import Engine, Name
+from runner.generate import Generator
 from runner.model import choose_device, encode, end_tokens, load_model, load_tokenizer, locate
+from runner.projections import join_projections
+from runner.question import Answer, Question, Shape
 from runner.sampling import Sampling
 from runner.spec import Model
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 SAMPLED = Sampling(do_sample=True, temperature=1.0, top_k=64, top_p=0.95)
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+FAST = [("cuda", name) for name in ("plain", "graph", "fused")] if torch.cuda.is_available() else []
+WAYS = [("cpu", "plain"), *FAST]
+KINDS = ("llama", "gemma3_text", "gemma3")
 TEXTS = ("Who?", "Where are we going?", "And when, exactly, shall we arrive?", "Why", "How many of us are there?")
 SHAPE = Shape(rows=6, prompt_length=72, new_tokens=40)
 
@@ -23,17 +29,25 @@ SHAPE = Shape(rows=6, prompt_length=72, new_tokens=40)
 class Subject:
     """A loaded model and its questions."""
 
-    def __init__(self, model_id: str, revision: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, model_id: str, revision: str | None = None, device: str = "cpu", engine: Name = "plain") -> None:
         source = locate(Model(id=model_id, revision=revision))
         self.tokenizer = load_tokenizer(source)
         self.model: Any = load_model(source, "float32", choose_device(device))
+        self.engine = Engine(engine)
+        join_projections(self.model)
         self.questions = [Question(encode(self.tokenizer, text), text, seed=11) for text in TEXTS]
         self.eos = end_tokens(self.model, self.tokenizer)
         self.pad = self.tokenizer.pad_token_id
 
+    def generator(self, sampling: Sampling = SAMPLED, shape: Shape = SHAPE, eos: Sequence[int] = ()) -> Generator:
+        """A new generator."""
+        generator = Generator(self.model, shape, sampling, eos or self.eos, self.pad)
+        generator.use(self.engine)
+        return generator
+
     def answer(self, questions: Sequence[Question], sampling: Sampling = SAMPLED, shape: Shape = SHAPE) -> list[Answer]:
         """Answers from a new generator."""
-        return Generator(self.model, shape, sampling, self.eos, self.pad).answer(questions)
+        return self.generator(sampling, shape).answer(questions)
 
     def reference(self, new_tokens: int) -> list[list[int]]:
         """What `generate` answers greedily, in one left-padded batch."""
@@ -57,11 +71,11 @@ def cut_behind(row: list[int], ends: Sequence[int]) -> list[int]:
     return row[:stop]
 
 
-@pytest.fixture(scope="module", params=itertools.product(("llama", "gemma3_text", "gemma3"), DEVICES), ids="-".join)
+@pytest.fixture(scope="module", params=itertools.product(KINDS, WAYS), ids=lambda pair: "-".join([pair[0], *pair[1]]))
 def subject(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Subject:
-    """Each of the tiny models in turn, on the CPU and, where there is one, on a GPU."""
-    kind, device = request.param
-    return Subject(str(checkpoints[kind]), device=device)
+    """Each of the tiny models in turn, on the CPU and, where there is one, on a GPU with every engine."""
+    kind, (device, engine) = request.param
+    return Subject(str(checkpoints[kind]), device=device, engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +117,7 @@ def test_neighbours_do_not_matter(subject: Subject, sampling: Sampling) -> None:
 
 def test_a_generator_forgets(subject: Subject) -> None:
     """The second batch of a generator knows nothing of the first."""
-    generator = Generator(subject.model, SHAPE, SAMPLED, subject.eos, subject.pad)
+    generator = subject.generator()
     first = generator.answer(subject.questions[:2])
     generator.answer(subject.questions[2:])
     assert generator.answer(subject.questions[:2]) == first
@@ -126,8 +140,7 @@ def test_an_answer_ends_at_the_end_token(subject: Subject) -> None:
     assert whole.finish_reason == "length"
     assert len(whole.token_ids) == SHAPE.new_tokens
     end = whole.token_ids[7]
-    generator = Generator(subject.model, SHAPE, GREEDY, [end], subject.pad)
-    cut = generator.answer(subject.questions[:1])[0]
+    cut = subject.generator(GREEDY, eos=[end]).answer(subject.questions[:1])[0]
     assert cut == Answer(cut_behind(whole.token_ids, [end]), "eos")
 
 
@@ -138,8 +151,9 @@ def test_nonfinite_row_ends_alone(subject: Subject) -> None:
     embedding = subject.model.get_input_embeddings()
 
     def break_it(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        in_prompt = inputs[0].shape[1] > 1
-        broken = (inputs[0] == comma).any(dim=1) & in_prompt
+        if inputs[0].shape[-1] != SHAPE.prompt_length:
+            return output  # one token of each row
+        broken = (inputs[0] == comma).any(dim=1)
         return output.masked_fill(broken[:, None, None], torch.nan)
 
     handle = embedding.register_forward_hook(break_it)
@@ -153,3 +167,78 @@ def test_nonfinite_row_ends_alone(subject: Subject) -> None:
     for answer, before, is_broken in zip(answers, expected, broken, strict=True):
         assert answer == (Answer([], "nonfinite") if is_broken else before)
     assert subject.answer(subject.questions) == expected
+
+
+def many(subject: Subject) -> list[Question]:
+    """More questions than rows, three seeds a prompt, prompts together."""
+    return [Question(q.token_ids, q.text, seed) for q in subject.questions for seed in (1, 2, 3)]
+
+
+def test_rows_that_end_begin_anew(subject: Subject) -> None:
+    """Fifteen questions on four rows, answers of very different lengths: each as if it had been asked alone."""
+    questions = many(subject)
+    spoken = [answer.token_ids for answer in subject.answer(questions, shape=SHAPE.with_rows(15))]
+    end = Counter(token for ids in spoken for token in set(ids)).most_common(3)[2][0]
+    generator = subject.generator(shape=SHAPE.with_rows(4), eos=[end])
+    answers = generator.answer(questions)
+    assert len({len(answer.token_ids) for answer in answers}) > 4
+    assert {answer.finish_reason for answer in answers} == {"eos", "length"}
+    assert answers == [generator.answer([question])[0] for question in questions]
+
+
+def test_a_prompt_is_read_once(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many seeds ask it, and whenever a row becomes free for it."""
+    generator, read = subject.generator(shape=SHAPE.with_rows(3)), list[int]()
+    fill_bank = generator._decoder.fill_bank
+
+    def count(prompts: Sequence[Sequence[int]]) -> None:
+        read.append(len(prompts))
+        fill_bank(prompts)
+
+    monkeypatch.setattr(generator._decoder, "fill_bank", count)
+    generator.answer(many(subject))
+    assert read == [3, 2]
+
+
+def test_visits_follow_one_another(subject: Subject) -> None:
+    """The model may change when a visit is asked for; what ended before comes when the next has begun, none is lost."""
+    weight, asked = subject.model.get_decoder().layers[1].mlp.down_proj.weight, list[int]()
+    expected = [subject.answer(subject.questions)]
+
+    def visits() -> Iterator[list[Question]]:
+        for visit in range(3):
+            weight.data.neg_()  # there and back again
+            asked.append(visit)
+            yield subject.questions
+
+    weight.data.neg_()
+    expected.insert(0, subject.answer(subject.questions))
+    weight.data.neg_()
+    found: dict[tuple[int, int], Answer] = {}
+    for ended in subject.generator().answers(visits()):
+        assert ended.visit < len(asked)
+        assert ended.seconds > 0
+        found |= {(ended.visit, index): answer for index, answer in ended.answers}
+    weight.data.neg_()
+    assert expected[0] != expected[1]
+    assert len(found) == 3 * len(subject.questions)
+    for (visit, index), answer in found.items():
+        assert answer == expected[visit % 2][index]
+
+
+def test_the_fast_engine_is_found_where_there_is_one(subject: Subject) -> None:
+    """Fused kernels on CUDA, the plain way on a CPU; and a model that fools the fast path is decoded more slowly."""
+    generator = Generator(subject.model, SHAPE, SAMPLED, subject.eos, subject.pad)
+    generator.find_engine(subject.questions)
+    on_gpu = generator._decoder.device.type == "cuda"
+    assert generator.engine == Engine("fused" if on_gpu else "plain")
+    if not on_gpu:
+        return
+    handle = subject.model.get_decoder().layers[1].mlp.register_forward_hook(lambda _m, _i, output: -output)
+    try:
+        generator = Generator(subject.model, SHAPE, SAMPLED, subject.eos, subject.pad)
+        generator.find_engine(subject.questions)
+    finally:
+        handle.remove()
+    assert generator.engine.name == "graph"
+    assert "fused: " in generator.engine.note

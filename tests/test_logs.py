@@ -22,8 +22,10 @@ def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_progress_counts_conditions_records_and_tokens(caplog: pytest.LogCaptureFixture) -> None:
     """After two of three prompts no condition is done; after the third one is."""
     with Meter([Job(CONDITION, (0, 1, 2))]) as meter:
-        meter.batch_done(CONDITION, [{"tokens": 30, "output": "one"}, {"tokens": 10, "output": "two"}], seconds=2.0)
-        meter.batch_done(CONDITION, [{"tokens": 20, "output": "three"}], seconds=1.0)
+        meter.batch_done(
+            [CONDITION] * 2, [{"tokens": 30, "output": "one"}, {"tokens": 10, "output": "two"}], seconds=2.0
+        )
+        meter.batch_done([CONDITION], [{"tokens": 20, "output": "three"}], seconds=1.0)
     assert "0 of 1 conditions, 2 of 3 records, 20 tokens/s" in caplog.text
     assert "1 of 1 conditions, 3 of 3 records, 20 tokens/s, 0:00:00 left" in caplog.text
     assert "gauss 0.5 repeat 0 | one" in caplog.text
@@ -32,7 +34,7 @@ def test_progress_counts_conditions_records_and_tokens(caplog: pytest.LogCapture
 def test_a_model_cannot_reach_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
     """Control codes in what a damaged model says are shown as spaces."""
     with Meter([Job(CONDITION, (0,))]) as meter:
-        meter.batch_done(CONDITION, [{"tokens": 1, "output": "\x1b[2Jgone\x07 \x9b31m\u202ered"}], seconds=1.0)
+        meter.batch_done([CONDITION], [{"tokens": 1, "output": "\x1b[2Jgone\x07 \x9b31m\u202ered"}], seconds=1.0)
     said = next(record.getMessage() for record in caplog.records if "repeat 0 |" in record.getMessage())
     assert said.isprintable(), said
 

@@ -1,6 +1,7 @@
 """What a run does when the device runs out of memory: fewer rows, nothing lost, and the size is remembered."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from runner import experiment
 from runner.errors import SetupError
-from runner.generate import Answer, Generator
+from runner.generate import Ended, Generator
 from runner.spec import load_spec
 
 ROWS_THAT_FIT = 1
@@ -18,14 +19,15 @@ ROWS_THAT_FIT = 1
 @pytest.fixture
 def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that holds one row: the CPU cannot be made to run out of memory at will, a GPU can."""
-    answer = Generator.answer
+    answers = Generator.answers
 
-    def answer_if_it_fits(self: Generator, questions: Any) -> list[Answer]:
-        if self.shape.rows > ROWS_THAT_FIT:
-            raise torch.OutOfMemoryError
-        return answer(self, questions)
+    def answer_if_it_fits(self: Generator, visits: Any) -> Iterator[Ended]:
+        for ended in answers(self, visits):
+            if self.shape.rows > ROWS_THAT_FIT:
+                raise torch.OutOfMemoryError
+            yield ended
 
-    monkeypatch.setattr(Generator, "answer", answer_if_it_fits)
+    monkeypatch.setattr(Generator, "answers", answer_if_it_fits)
 
 
 def run(study: Path) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ def test_fewer_rows_after_an_overflow(study: Path) -> None:
 def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that had to use fewer rows goes on with them, so that its records fit those before."""
     with monkeypatch.context() as patch:
-        patch.setattr("runner.lab.Lab.most_rows", property(lambda _: 2))
+        patch.setattr(experiment, "most_rows", lambda *_: 2)
         run(study)
     path = next((study / "results").glob("*.json"))
     lines = path.read_text().splitlines()
@@ -59,9 +61,9 @@ def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.M
 def test_one_row_too_many_is_said(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When one row does not fit, the run stops with what it has and says what to do."""
 
-    def never(_self: Generator, _questions: Any) -> list[Answer]:
+    def never(_self: Generator, _visits: Any) -> Iterator[Ended]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Generator, "answer", never)
+    monkeypatch.setattr(Generator, "answers", never)
     with pytest.raises(SetupError, match="one row"):
         run(study)

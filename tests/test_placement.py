@@ -10,10 +10,11 @@ import torch
 
 from runner.damage import damage, keep_baseline
 from runner.digest import digest_of
-from runner.generate import Answer, Generator, Question, Shape
+from runner.generate import Generator
 from runner.lab import targets_of
 from runner.model import load_model, locate
 from runner.placement import unpack_4bit
+from runner.question import Answer, Question, Shape
 from runner.sampling import Sampling
 from runner.spec import Model, Spec
 from runner.sweep import Sweep

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.plan import Condition, Job, Key, conditions_of, jobs_of
+from runner.plan import Condition, Job, Key, conditions_of, jobs_of, most_questions, visits_of
 from runner.prompt import Prompt
 from runner.spec import Model, Run, Spec, find_spec, load_spec
 from runner.sweep import Sweep
@@ -126,3 +126,17 @@ def test_new_prompts_only_add() -> None:
     jobs = jobs_of(conditions_of(SPEC), prompts, set(ALL))
     assert {job.prompt_indices for job in jobs} == {(0,)}
     assert len(jobs) == len(conditions_of(SPEC))
+
+
+def test_conditions_of_equal_weights_are_one_visit() -> None:
+    """Repeats of a quantisation or of a no-op level share a damaged model, and are asked prompt by prompt."""
+    spec = spec_of(sweep("quant", "uni_quant", 64), sweep("mlp", "mult_gauss", 0.0, 0.5, group="mlp_only"), n_rep=2)
+    conditions = conditions_of(spec)
+    visits = visits_of(jobs_of(conditions, PROMPTS, {conditions[0].key("Where?")}))
+    assert [[job.condition for job in visit.jobs] for visit in visits] == [
+        conditions[:2], conditions[2:4], conditions[4:5], conditions[5:]
+    ]  # fmt: skip
+    one, other = conditions[:2]
+    assert visits[0].questions == [(one, 0), (other, 0), (other, 1), (one, 2), (other, 2)]
+    assert most_questions(conditions, len(PROMPTS)) == 6
+    assert most_questions(conditions[4:], len(PROMPTS)) == 3

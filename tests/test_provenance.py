@@ -52,7 +52,8 @@ SPEC = Spec(
 def facts(**versions_now: str) -> dict[str, Any]:
     """What a run says of itself."""
     machine = {"device": "cpu", "platform": "Linux"}
-    return {"started": "2026-11-22", "versions": {"torch": "2.11", **versions_now}, "machine": machine}
+    versions, engine = {"torch": "2.11", **versions_now}, {"name": "plain", "note": ""}
+    return {"started": "2026-11-22", "versions": versions, "machine": machine, "engine": engine}
 
 
 def records_of(spec: Spec) -> list[dict[str, Any]]:
@@ -164,9 +165,9 @@ def test_evidence_is_kept_once_per_condition(path: Path) -> None:
     """What a damage did is said once, also when the condition is met again by a resumed run."""
     row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
     sidecar = Sidecar(path, SPEC, facts())
-    sidecar.add_evidence(row)
-    sidecar.add_evidence(row | {"repeat_index": 1})
-    Sidecar(path, SPEC, facts()).add_evidence(row)
+    sidecar.add_evidence([row])
+    sidecar.add_evidence([row | {"repeat_index": 1}])
+    Sidecar(path, SPEC, facts()).add_evidence([row])
     assert read_sidecar(path)["provenance"]["evidence"] == [row, row | {"repeat_index": 1}]
     assert load_spec(sidecar_path(path)) == SPEC
 

@@ -196,40 +196,52 @@ def test_the_perplexity_of_a_collapsed_model_is_none(model: transformers.PreTrai
     assert perplexity(model, [1, 41, 42, 43]) is None
 
 
-@pytest.mark.parametrize(
-    ("rows", "used", "most", "expected", "warned"),
-    [
-        (20, None, 40, 20, False),
-        (20, 0.5, 40, 20, False),
-        (20, 0.40, 40, 20, False),
-        (20, 0.90, 40, 20, False),
-        (20, 0.91, 40, 20, True),
-        (20, 0.95, 40, 20, True),
-        (10, 0.3, 40, 20, False),
-        (20, 0.3, 30, 30, False),
-        (40, 0.3, 40, 40, False),
-    ],
-)
-def test_rows_follow_the_memory_in_use(
-    rows: int,
+@pytest.mark.parametrize(("used", "warned"), [(None, False), (0.3, False), (0.90, False), (0.91, True), (0.95, True)])
+def test_much_memory_in_use_is_warned_of(
     used: float | None,
-    most: int,
-    expected: int,
     warned: bool,  # noqa: FBT001 - a parameter
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A reduced batch grows below 40 % up to the most that is wanted, stays in between, and above 90 % is warned of."""
+    """Above 90 % the run says so and pauses."""
     monkeypatch.setattr(vram, "PAUSE_SECONDS", 0)
     with caplog.at_level(logging.WARNING, logger="runner.vram"):
-        assert vram.rows_after_batch(rows, used, most) == expected
+        vram.check(used)
     assert ("of the GPU's memory is used" in caplog.text) is warned, caplog.text
+
+
+@pytest.mark.parametrize(("rows", "used", "grows"), [(20, 39, True), (20, 41, False), (40, 10, False)])
+def test_reduced_rows_grow_while_little_memory_is_in_use(
+    rows: int,
+    used: int,
+    grows: bool,  # noqa: FBT001 - a parameter
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Below 40 % a reduced batch may grow, up to the most that is wanted; on the CPU nothing was ever reduced."""
+    monkeypatch.setattr(vram, "total_memory", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: used)
+    assert vram.may_grow(torch.device("cuda"), rows, 40) is grows
+    assert not vram.may_grow(CPU, rows, 40)
+
+
+def test_automatic_rows_fill_what_is_free(model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows for which cache and logits fit beside weights and baseline, one at least, 512 at most."""
+    found = [groups.find_targets(model, Selection(group="mlp_only"))]
+    one = vram.estimate(model, found, 1, 100, 4)
+    for rows in (3, 100):
+        total = (one.weights + one.baseline + (rows + 0.5) * (one.cache + one.logits) / 0.8) / 0.9
+        monkeypatch.setattr(vram, "total_memory", lambda _, total=total: total)
+        assert vram.rows_that_fit(model, found, 100, CPU) == rows
+    monkeypatch.setattr(vram, "total_memory", lambda _: 1)
+    assert vram.rows_that_fit(model, found, 100, CPU) == 1
+    monkeypatch.setattr(vram, "total_memory", lambda _: 2**50)
+    assert vram.rows_that_fit(model, found, 100, CPU) == 512
 
 
 def test_memory_that_runs_out_halves_the_rows_or_stops_the_run(caplog: pytest.LogCaptureFixture) -> None:
     """Beyond 95 % the run stops with advice; out of memory means half the rows, and one row cannot be halved."""
     with pytest.raises(SetupError, match=r"96% of the GPU's memory is used\. Set a smaller generation\.max_batch_size"):
-        vram.rows_after_batch(20, 0.96, 40)
+        vram.check(0.96)
     with caplog.at_level(logging.WARNING, logger="runner.vram"):
         assert [vram.rows_after_overflow(rows) for rows in (40, 3, 2)] == [20, 1, 1]
     assert "out of memory with 40 rows: going on with 20" in caplog.text
@@ -240,11 +252,11 @@ def test_memory_that_runs_out_halves_the_rows_or_stops_the_run(caplog: pytest.Lo
 
 def test_the_estimate_counts_the_tiny_model(model: transformers.PreTrainedModel) -> None:
     """Weights, largest group, cache and logits of the tiny Llama, counted by hand from its configuration."""
-    attention, mlp, embedding = 64 * 64 * 2 + 64 * 32 * 2, 3 * 64 * 128, 320 * 64
+    attention, mlp, embedding = 64 * 128 * 2 + 64 * 64 * 2, 3 * 64 * 128, 320 * 64
     weights = 3 * (attention + mlp + 2 * 64) + 2 * embedding + 64  # norms: two a layer and the last
     found = [groups.find_targets(model, Selection(group=name)) for name in ("attn_only", "mlp_only", "embed_only")]
     estimate = vram.estimate(model, found, rows=5, length=100, element_size=2)
-    cache = 2 * 3 * 2 * 16 * 5 * 100 * 2  # keys and values, layers, heads, head size, rows, length, bytes
+    cache = 2 * 3 * 2 * 32 * 5 * 100 * 2  # keys and values, layers, heads, head size, rows, length, bytes
     expected = vram.Estimate(weights=2 * weights, baseline=2 * 3 * mlp, cache=cache, logits=5 * 320 * (2 + 4 + 4))
     assert estimate == expected
     assert estimate.total == 2 * weights + 2 * 3 * mlp + cache + 5 * 320 * 10

@@ -10,10 +10,11 @@ import accelerate
 import pytest
 import torch
 
-from runner.generate import Generator, Question, Shape
+from runner.generate import Generator
 from runner.lab import targets_of
 from runner.model import load_model, locate
 from runner.patient import Patient
+from runner.question import Question, Shape
 from runner.sampling import Sampling
 from runner.spec import Model, Spec
 from runner.sweep import Sweep

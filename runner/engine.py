@@ -1,0 +1,167 @@
+"""How a batch is decoded: the plain way, that way captured in a CUDA graph, or fused kernels in a graph.
+
+The fastest that works and that agrees with the plain one is chosen once per run, and the sidecar says which. torch's
+compiler was left out on purpose: kernels that are ready in seconds need no stand-in until they are, and a stand-in that
+is replaced at some moment would make records depend on that moment.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from runner.decoder import Decoder
+from runner.question import Question
+
+logger = logging.getLogger(__name__)
+
+Name = Literal["fused", "graph", "plain"]
+Trial = list[tuple[Tensor, Tensor]]
+TRIAL_ROWS, TRIAL_STEPS = 8, 3
+LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other side of top-p makes another draw
+# The largest difference of logits, root mean square over their standard deviation: several times that of rounding.
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+
+
+@frozen
+class Engine:
+    """How a run decodes, and why not faster."""
+
+    name: Name
+    note: str = ""
+
+
+PLAIN = Engine("plain")
+
+
+class UnknownDecoderError(Exception):
+    """The model is not of the kind that a fast path knows."""
+
+
+class DisagreementError(Exception):
+    """A fast path computes something else than the plain one."""
+
+
+def find_engine(decoder: Decoder, questions: Sequence[Question]) -> Engine:
+    """The fastest engine that agrees with the plain one on the first steps of some questions; it is then in use."""
+    if decoder.device.type != "cuda":
+        return engage(decoder, PLAIN)
+    if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
+        return engage(decoder, Engine("plain", "the model is spread over several devices"))
+    questions = questions[:TRIAL_ROWS]
+    expected = _trial(decoder, questions)
+    notes = []
+    for name in ("fused", "graph"):
+        try:
+            engage(decoder, Engine(name))
+            _compare(_trial(decoder, questions), expected, TOLERANCES[decoder.logits.dtype])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; said below, and in the sidecar
+            notes.append(f"{name}: {error}".splitlines()[0])
+            expectable = isinstance(error, UnknownDecoderError)
+            logger.log(logging.INFO if expectable else logging.WARNING, "not decoding the fast way: %s", notes[-1])
+        else:
+            return Engine(name, "; ".join(notes))
+    return engage(decoder, Engine("plain", "; ".join(notes)))
+
+
+def engage(decoder: Decoder, engine: Engine) -> Engine:
+    """Let the decoder use an engine; its rows must be free."""
+    decoder.read, decoder.advance = decoder.read_prompts, decoder.take_steps
+    if engine.name == "plain":
+        return engine
+    with torch.inference_mode(), torch.cuda.device(decoder.device):
+        decoder.read_prompts()  # its cache is allocated now
+        step = _fused_step(decoder) if engine.name == "fused" else _plain_step(decoder)
+        pool = torch.cuda.graph_pool_handle()
+        decoder.read, step = _Captured(decoder.read_prompts, pool), _Captured(step, pool)
+    decoder.advance = lambda count: _replay(step, count)
+    return engine
+
+
+def _fused_step(decoder: Decoder) -> Callable[[], None]:
+    from runner.fused import FusedStep  # Triton is not everywhere
+
+    return FusedStep(decoder)
+
+
+def _plain_step(decoder: Decoder) -> Callable[[], None]:
+    def step() -> None:
+        decoder.choose()
+        decoder.forward()
+
+    return step
+
+
+def _replay(step: Callable[[], None], count: int) -> None:
+    for _ in range(count):
+        step()
+
+
+class _Captured:
+    """Work as a CUDA graph: what the host took a thousand launches for is one. All its tensors must stay in place."""
+
+    def __init__(self, work: Callable[[], None], pool: Any) -> None:
+        self._work = work  # the graph reads memory that this owns, and does not keep it alive itself
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are compiled and libraries make their plans outside the graph
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with _no_garbage_collection(), torch.cuda.graph(self._graph, pool=pool):
+            work()
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect before and not within: an older graph that is destroyed during a capture spoils it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _trial(decoder: Decoder, questions: Sequence[Question]) -> Trial:
+    """Tokens [rows] and the logits that follow them [rows, vocabulary], for the first steps of some questions."""
+    places = range(len(questions))
+    decoder.fill_bank([question.token_ids for question in questions])
+    decoder.seat(places, places, questions)
+    seen = []
+    for _ in range(TRIAL_STEPS):
+        decoder.advance(1)
+        seen.append((decoder.token[: len(questions)].clone(), decoder.logits[: len(questions)].clone().float()))
+    decoder.active.fill_(value=False)
+    return seen
+
+
+def _compare(found: Trial, expected: Trial, tolerance: float) -> None:
+    """Rows are compared as long as their tokens are the same: another draw is followed by other logits.
+
+    Raises:
+        DisagreementError: most rows drew another token at once, or logits differ by more than rounding.
+    """
+    same = torch.ones_like(expected[0][0], dtype=torch.bool)
+    for step, ((token, logits), (other_token, other_logits)) in enumerate(zip(found, expected, strict=True)):
+        same = same & (token == other_token)
+        if step == 0 and same.double().mean() < LEAST_AGREEMENT:
+            raise DisagreementError(f"{int((~same).sum())} of {len(same)} first tokens differ")
+        usable = same & other_logits.isfinite().all(dim=-1)
+        if not usable.any():
+            return
+        spread = other_logits[usable] - other_logits[usable].mean(dim=-1, keepdim=True)
+        difference = (logits - other_logits)[usable].norm() / spread.norm()
+        logger.debug("step %d: logits differ by %.2g of their spread", step, difference)
+        if not difference <= tolerance:
+            raise DisagreementError(f"logits differ by {difference:.2g} at step {step}")

@@ -1,0 +1,49 @@
+"""What goes into a batch and what comes out: questions, answers, and the static shape that both must fit."""
+
+from collections.abc import Sequence
+from typing import Self
+
+from attrs import evolve, frozen
+
+REASONS = ("length", "eos", "nonfinite")
+MOST_PROMPTS = 64  # read at a time; more would only make the activations of a large batch larger
+
+
+@frozen(kw_only=True)
+class Shape:
+    """The static shape of all batches: rows, tokens of a padded prompt, most tokens of a continuation."""
+
+    rows: int
+    prompt_length: int
+    new_tokens: int
+
+    @property
+    def length(self) -> int:
+        """Slots of a row's cache."""
+        return self.prompt_length + self.new_tokens
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that are read at a time: always as many, whatever there is to read."""
+        return min(self.rows, MOST_PROMPTS)
+
+    def with_rows(self, rows: int) -> Self:
+        """The same shape with another number of rows."""
+        return evolve(self, rows=rows)
+
+
+@frozen
+class Question:
+    """A templated and tokenised prompt, and what its random stream is named by: seed and plain text."""
+
+    token_ids: Sequence[int]
+    text: str
+    seed: int
+
+
+@frozen
+class Answer:
+    """The generated tokens, an end-of-sequence token included, and why they ended."""
+
+    token_ids: list[int]
+    finish_reason: str

@@ -1,0 +1,109 @@
+"""On a GPU: the fused step against the plain one, from the same states, at the sizes and dtypes of real models."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import transformers
+
+from runner.decoder import Decoder
+from runner.engine import Engine, Name
+from runner.generate import Generator
+from runner.projections import join_projections
+from runner.question import Question, Shape
+from runner.sampling import Sampling
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SIZES = {
+    "vocab_size": 32_003,  # not a multiple of anything
+    "hidden_size": 640,
+    "intermediate_size": 1030,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+}
+STATE = ("token", "slot", "step", "reason", "active", "written")
+# Rounding, in units of the logits' standard deviation; the tokens of one step are compared exactly where it is float32.
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 0.01, torch.bfloat16: 0.06}
+
+
+def make(kind: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """A random decoder with norms and biases that matter."""
+    torch.manual_seed(3)
+    if kind == "gemma3":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        config = transformers.Gemma3TextConfig(**SIZES, head_dim=256, sliding_window=40, layer_types=kinds)
+        model = transformers.Gemma3ForCausalLM(config)
+    elif kind == "qwen2":
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES | {"num_attention_heads": 10,
+            "num_key_value_heads": 2}))  # fmt: skip
+    else:
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, head_dim=128))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model = model.to("cuda", dtype).requires_grad_(requires_grad=False).eval()
+    join_projections(model)
+    return model
+
+
+@pytest.fixture(params=["gemma3", "llama", "qwen2"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Families that differ in what the kernels do."""
+    yield request.param
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("rows", [1, 8, 38, 200])
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda dtype: str(dtype)[6:])
+def test_every_step_agrees(kind: str, dtype: torch.dtype, rows: int) -> None:
+    """Over 70 steps, past the window, each step from one state gives the same tokens and logits both ways."""
+    from runner.fused import FusedStep
+
+    shape = Shape(rows=rows, prompt_length=30, new_tokens=80)
+    sampling = Sampling(do_sample=True, temperature=0.8, top_k=64, top_p=0.9)
+    decoder = Decoder(make(kind, dtype), shape, sampling, [7, 11], 0)
+    questions = [Question([5 + i * j % 900 for j in range(3 + i % 27)], f"q{i}", i) for i in range(rows)]
+    for begin in range(0, rows, shape.prompts):
+        batch = questions[begin : begin + shape.prompts]
+        decoder.fill_bank([question.token_ids for question in batch])
+        decoder.seat(range(begin, begin + len(batch)), range(len(batch)), batch)
+    step, worst, other_tokens = FusedStep(decoder), 0.0, 0
+    with torch.inference_mode():
+        for index in range(70):
+            before = [getattr(decoder, name).clone() for name in STATE]
+            step.choose()
+            found = [getattr(decoder, name).clone() for name in STATE]
+            for name, value in zip(STATE, before, strict=True):
+                getattr(decoder, name).copy_(value)
+            decoder.choose()
+            expected = [getattr(decoder, name) for name in STATE]
+            same = (found[0] == expected[0]).cpu()
+            other_tokens += int((~same).sum())
+            for name, one, other in zip(STATE, found, expected, strict=True):
+                assert torch.equal(one[same.cuda()], other[same.cuda()]), (name, index)
+            decoder.forward()
+            logits = decoder.logits.float()
+            step.forward()
+            assert logits.isfinite().all()
+            difference = (decoder.logits.float() - logits).norm(dim=-1) / logits.std(dim=-1) / logits.shape[-1] ** 0.5
+            worst = max(worst, float(difference.max()))
+    assert worst < TOLERANCES[dtype]
+    assert other_tokens <= 0.002 * 70 * rows, other_tokens  # a cumulative sum that rounds to the other side of top-p
+
+
+@pytest.mark.parametrize("engine", ["plain", "graph", "fused"])
+def test_neighbours_do_not_matter_in_bfloat16(kind: str, engine: Name) -> None:
+    """At 38 rows a row's answer is the same in any place, beside others, alone, and when it is seated later."""
+    shape = Shape(rows=38, prompt_length=30, new_tokens=40)
+    sampling = Sampling(do_sample=True, temperature=0.8, top_k=64, top_p=0.9)
+    generator = Generator(make(kind, torch.bfloat16), shape, sampling, list(range(7, 600)), 0)
+    generator.use(Engine(engine))
+    questions = [Question([5 + i * j % 900 for j in range(3 + i % 27)], f"q{i}", i) for i in range(90)]
+    expected = generator.answer(questions)
+    assert len({len(answer.token_ids) for answer in expected}) > 5
+    assert generator.answer(questions[::-1])[::-1] == expected
+    for index in (0, 41, 89):
+        assert generator.answer([questions[index]]) == [expected[index]]
