@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from runner.cache import SlotLayer, Slots
 from runner.errors import SetupError
 from runner.placement import input_device
-from runner.question import REASONS, Answer, Question, Shape
+from runner.question import REASONS, Answer, Question, Shape, View
 from runner.sampling import Sampling, next_tokens, row_streams
 
 LENGTH, EOS, NONFINITE = range(len(REASONS))
@@ -23,9 +23,11 @@ LENGTH, EOS, NONFINITE = range(len(REASONS))
 class Decoder:
     """Rows of one static shape and what they are at; its memory is allocated once."""
 
-    def __init__(self, model: Any, shape: Shape, sampling: Sampling, eos: Sequence[int], pad: int) -> None:
-        """`eos` are the token ids that end a row, `pad` fills what is not read."""
-        self.model, self.shape, self.sampling, self.pad = model, shape, sampling, pad
+    def __init__(
+        self, model: Any, shape: Shape, sampling: Sampling, eos: Sequence[int], pad: int, view: View | None = None
+    ) -> None:
+        """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show."""
+        self.model, self.shape, self.sampling, self.pad, self.view = model, shape, sampling, pad, view
         self.config = model.config.get_text_config()
         self.device = input_device(model)
         self.eos = torch.tensor(sorted(eos), dtype=torch.int64, device=self.device)
@@ -48,6 +50,12 @@ class Decoder:
         self.read, self.advance = self.read_prompts, self.take_steps
 
     # What the host asks for
+
+    @torch.inference_mode()
+    def show(self, features: Tensor) -> None:
+        """Let the picture in prompts have other features from now on."""
+        if self.view is not None:
+            self.view.features.copy_(features)
 
     @torch.inference_mode()
     def fill_bank(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -95,7 +103,7 @@ class Decoder:
         slots = torch.arange(width, device=self.device).expand(self.shape.prompts, -1)
         self.slots.reading = True
         try:
-            logits = self._run(self.prompt_ids, self.prompt_first, slots, width)
+            logits = self._run(self.prompt_ids, self.prompt_first, slots, width, self.view)
         finally:
             self.slots.reading = False
         if not self.logits.numel():
@@ -121,10 +129,12 @@ class Decoder:
         length = self.slots.filled or self.shape.length
         self.logits.copy_(self._run(self.token[:, None], self.first, self.slot[:, None], length))
 
-    def _run(self, ids: Tensor, first: Tensor, slots: Tensor, length: int) -> Tensor:
+    def _run(self, ids: Tensor, first: Tensor, slots: Tensor, length: int, view: View | None = None) -> Tensor:
         outputs = self.model(
-            input_ids=ids,
-            attention_mask=attention_masks(self.config, first, slots, length),
+            **({"input_ids": ids} if view is None else {"inputs_embeds": self._embed(ids, view)}),
+            attention_mask=attention_masks(
+                self.config, first, slots, length, ids == view.token_id if view and view.both_ways else None
+            ),
             position_ids=(slots - first[:, None]).clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
@@ -133,13 +143,22 @@ class Decoder:
         logits: Tensor = outputs.logits[:, -1]
         return logits
 
+    def _embed(self, ids: Tensor, view: View) -> Tensor:
+        """Embeddings of prompts [rows, width, hidden size], the picture's features where its tokens stand."""
+        shown = ids == view.token_id
+        embedded: Tensor = self.model.get_input_embeddings()(ids.masked_fill(shown, self.pad))
+        place = (shown.cumsum(dim=1) - 1).clamp(0, len(view.features) - 1)
+        return torch.where(shown[..., None], view.features[place], embedded)
 
-def attention_masks(config: Any, first: Tensor, slots: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+
+def attention_masks(
+    config: Any, first: Tensor, slots: Tensor, length: int, picture: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
     """What the tokens at `slots` [rows, queries] may read of `length` slots: [rows, 1, queries, length].
 
     A row's tokens begin at slot `first` [rows]. Causal, and within the sliding window for the layers that have one. A
     padding token reads itself, since a softmax over nothing is not a number. A model with both kinds of layer takes a
-    mask for each.
+    mask for each. Tokens of one `picture` [rows, queries], which then are all slots, read each other in every layer.
 
     Raises:
         SetupError: the model has layers of another kind.
@@ -147,11 +166,16 @@ def attention_masks(config: Any, first: Tensor, slots: Tensor, length: int) -> T
     slot = torch.arange(length, device=slots.device)
     distance = slots[..., None] - slot
     full = (((slot >= first[:, None, None]) & (distance >= 0)) | (distance == 0))[:, None]
+    together = torch.zeros((), dtype=torch.bool, device=slots.device)
+    if picture is not None:
+        begins = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
+        block = begins.cumsum(dim=1) * picture
+        together = ((block[:, :, None] == block[:, None, :]) & picture[:, None, :])[:, None]
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or [])
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise SetupError(f"the model has {', '.join(sorted(unknown))} layers; only full and sliding attention is known")
     if window is None or kinds == {"full_attention"}:
-        return full
-    sliding = full & (distance < window)[:, None]
-    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding
+        return full | together
+    sliding = (full & (distance < window)[:, None]) | together
+    return {"full_attention": full | together, "sliding_attention": sliding} if kinds else sliding

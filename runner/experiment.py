@@ -11,21 +11,21 @@ from attrs import asdict, frozen
 from runner import provenance, vram
 from runner.engine import Engine
 from runner.generate import Generator
-from runner.lab import Lab, check, set_up
+from runner.lab import Lab, Material, check, set_up
 from runner.logs import Meter, log_file
 from runner.model import end_tokens
 from runner.patient import Patient
 from runner.perplexity import perplexity
 from runner.plan import Condition, Job, Visit, conditions_of, jobs_of, most_questions, visits_of
-from runner.prompt import Prompt
 from runner.provenance import Sidecar
-from runner.question import Question, Shape
+from runner.question import Question, Shape, View
 from runner.record import experiment_id, guarded_settings
 from runner.results import Record, ResultsFile, key_of, open_results, results_path
 from runner.sampling import Sampling
 from runner.scribe import Finding, Scribe
 from runner.spec import Spec
 from runner.sweep import Method
+from runner.vision import check_agreement, damages_sight
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
         SpecError: the spec asks for what cannot be, or for other settings than those of an existing file.
         SetupError: model, memory or disk are not there; whatever was finished is in the files.
     """
-    prompts = check(spec, spec_folder)
+    material = check(spec, spec_folder)
     with ExitStack() as files:
-        experiments = [e for e in open_experiments(spec, prompts, results, files, force=force) if e.jobs]
+        experiments = [e for e in open_experiments(spec, material, results, files, force=force) if e.jobs]
         if not experiments:
             logger.info("%s: nothing to do, every record is there", spec.name)
             return
         jobs = [job for experiment in experiments for job in experiment.jobs]
-        lab = set_up(spec, prompts, {job.condition.group for job in jobs})
+        lab = set_up(spec, material, {job.condition.group for job in jobs})
         engine: Engine | None = None  # found by the first experiment, while the model is intact
         with Meter(jobs) as meter, Patient(lab.find_targets) as patient:
             for experiment in experiments:
@@ -63,7 +63,7 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
 
 
 def open_experiments(
-    spec: Spec, prompts: Sequence[Prompt], results: Path, files: ExitStack, *, force: bool
+    spec: Spec, material: Material, results: Path, files: ExitStack, *, force: bool
 ) -> Iterator[Experiment]:
     """Open the file of every method in the spec and find what is missing in it."""
     conditions = conditions_of(spec)
@@ -71,9 +71,10 @@ def open_experiments(
         path = results_path(results, method, spec.model.id, spec.suffix)
         file, records = open_results(path, force=force)
         files.enter_context(file)
-        provenance.check_same_settings(path, records, guarded_settings(spec), spec)
+        picture = material.picture.digest if material.picture else None
+        provenance.check_same_settings(path, records, guarded_settings(spec), spec, picture)
         finished = {key_of(record) for record in records}
-        jobs = jobs_of((c for c in conditions if c.method == method), prompts, finished)
+        jobs = jobs_of((c for c in conditions if c.method == method), material.prompts, finished)
         yield Experiment(method=method, file=file, jobs=jobs, last_record=records[-1] if records else None)
 
 
@@ -117,6 +118,7 @@ def make_visits(
             if findings and vram.may_grow(lab.device, generator.shape.rows, most):
                 return
             findings.append(damage(lab, visit, patient))
+            look(lab, visit, patient, generator)
             yield [ask(lab, index, condition.seed) for condition, index in visit.questions]
 
     described = 0
@@ -138,6 +140,15 @@ def damage(lab: Lab, visit: Visit, patient: Patient) -> Finding:
         baseline=", ".join(patient.baseline_places),
         perplexity=measure_perplexity(lab, condition),
     )
+
+
+def look(lab: Lab, visit: Visit, patient: Patient, generator: Generator) -> None:
+    """Show the picture as the model sees it, again only where damage may have reached the vision tower."""
+    if lab.sight is None:
+        return
+    seen = visit.jobs[0].condition.weights if damages_sight(lab.model, patient.targets) else None
+    if generator.seen != seen:
+        generator.show(lab.sight.look(lab.model), seen)
 
 
 def measure_perplexity(lab: Lab, condition: Condition) -> float | None:
@@ -179,13 +190,22 @@ def make_generator(lab: Lab, shape: Shape, engine: Engine | None) -> Generator:
     g = lab.spec.generation
     sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
     eos, pad = end_tokens(lab.model, lab.tokenizer), lab.tokenizer.pad_token_id or 0
-    generator = Generator(lab.model, shape, sampling, eos, pad)
+    generator = Generator(lab.model, shape, sampling, eos, pad, view_of(lab))
     if engine is None:
+        if lab.sight:
+            check_agreement(lab.model, lab.encoded, generator.logits_behind(lab.token_ids[0]))
         generator.find_engine([ask(lab, index, lab.spec.run.seed) for index in range(len(lab.prompts))])
         logger.info("decoding %d rows with engine %s", shape.rows, generator.engine.name)
     else:
         generator.use(engine)
     return generator
+
+
+def view_of(lab: Lab) -> View | None:
+    """The picture as the model sees it now."""
+    if lab.sight is None:
+        return None
+    return View(token_id=lab.sight.token_id, features=lab.sight.look(lab.model), both_ways=lab.sight.both_ways)
 
 
 def ask(lab: Lab, index: int, seed: int) -> Question:
@@ -203,6 +223,7 @@ def open_sidecar(lab: Lab, experiment: Experiment, engine: Engine) -> Sidecar:
         "engine": asdict(engine),
         "model": lab.model_facts(),
         "prompts_digest": provenance.prompts_digest(lab.prompts),
+        "picture": lab.sight.digest if lab.sight else "none",
         "groups": {group: [target.name for target in lab.find_targets(group)] for group in groups},
     }
     sidecar = Sidecar(experiment.file.path, lab.spec, facts)

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from attrs import frozen
+from torch import Tensor
 
 from runner.decoder import Decoder
 from runner.engine import PLAIN, Engine, engage, find_engine
-from runner.question import Answer, Question, Shape
+from runner.question import Answer, Question, Shape, View
 from runner.sampling import Sampling
 
 STEPS_BETWEEN_LOOKS = 16  # a look makes the host wait for the device, and lets rows that have ended begin anew
@@ -33,10 +34,13 @@ class Ended:
 class Generator:
     """Answers questions with a model in one static shape."""
 
-    def __init__(self, model: Any, shape: Shape, sampling: Sampling, eos: Sequence[int], pad: int) -> None:
-        """`eos` are the token ids that end a row, `pad` fills what is not read."""
+    def __init__(
+        self, model: Any, shape: Shape, sampling: Sampling, eos: Sequence[int], pad: int, view: View | None = None
+    ) -> None:
+        """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show."""
         self.shape, self.engine = shape, PLAIN
-        self._decoder = Decoder(model, shape, sampling, eos, pad)
+        self.seen: object = self  # by which weights the picture was last seen: none that anybody knows
+        self._decoder = Decoder(model, shape, sampling, eos, pad, view)
 
     def use(self, engine: Engine) -> None:
         """Decode with an engine that was found earlier for this model."""
@@ -45,6 +49,16 @@ class Generator:
     def find_engine(self, questions: Sequence[Question]) -> None:
         """Use the fastest engine that agrees with the plain one about the model as it is now."""
         self.engine = find_engine(self._decoder, questions[: self.shape.prompts])
+
+    def show(self, features: Tensor, seen: object) -> None:
+        """From now on prompts show these features: the picture as seen by some weights, which `seen` names."""
+        self._decoder.show(features)
+        self.seen = seen
+
+    def logits_behind(self, prompt: Sequence[int]) -> Tensor:
+        """The logits [vocabulary] of the first token behind a prompt."""
+        self._decoder.fill_bank([prompt])
+        return self._decoder.prompt_logits[0].clone()
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """All answers of the model as it is, in the order of the questions."""

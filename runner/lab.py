@@ -1,22 +1,24 @@
 """What all conditions of a run share: a checked spec, its prompts as tokens, the model on its device."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 
 from runner.errors import SpecError
 from runner.groups import find_targets, is_tied, untie_where_asked
-from runner.model import choose_device, encode, load_model, load_tokenizer, locate
+from runner.images import Picture, find_picture, load_picture
+from runner.model import choose_device, encode, load_config, load_model, load_processor, load_tokenizer, locate
 from runner.placement import locate_weights, unpack_4bit
 from runner.projections import join_projections
 from runner.prompt import Prompt, load_prompts
 from runner.sampling import set_all_seeds
 from runner.spec import Spec
 from runner.target import Target
+from runner.vision import Sight, check_takes_pictures, encode_with_picture, sight_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Lab:
     tokenizer: Any
     model: Any
     device: torch.device
+    sight: Sight | None  # of the picture, where there is one
+    encoded: Mapping[str, Any]  # the first prompt with the picture, as the processor gives it
 
     def find_targets(self, group: str) -> Sequence[Target]:
         """The tensors of a condition's group."""
@@ -46,22 +50,73 @@ class Lab:
         }
 
 
-def check(spec: Spec, spec_folder: Path) -> tuple[Prompt, ...]:
-    """The prompts of a spec, after everything that can be refused without a model."""
-    if spec.image.enabled:
-        raise SpecError("image.enabled: pictures are not supported yet; set image.enabled = false for text alone")
-    return load_prompts(spec.prompts, spec_folder)
+@frozen
+class Material:
+    """What the model is asked, and the picture that it is shown with every prompt."""
+
+    prompts: tuple[Prompt, ...]
+    picture: Picture | None
 
 
-def set_up(spec: Spec, prompts: Sequence[Prompt], groups: Iterable[str]) -> Lab:
+def check(spec: Spec, spec_folder: Path) -> Material:
+    """Prompts and picture of a spec, after everything that can be refused without a model."""
+    prompts = load_prompts(spec.prompts, spec_folder)
+    picture = load_picture(find_picture(spec.image.path, spec_folder)) if spec.image.enabled else None
+    return Material(prompts, picture)
+
+
+@frozen(kw_only=True)
+class Tokens:
+    """The prompts as tokens, templated, the places for a picture included; and what the model needs to see it."""
+
+    ids: Sequence[Sequence[int]]
+    tokenizer: Any
+    sight: Sight | None = None
+    first: Mapping[str, Any] = field(factory=dict)
+
+
+def tokenise(spec: Spec, material: Material) -> Tokens:
+    """Every prompt as tokens.
+
+    Raises:
+        SpecError: a prompt leaves no room for its continuation, or the model takes no pictures.
+        SetupError: tokenizer or processor cannot be had.
+    """
+    source, prompts = locate(spec.model), material.prompts
+    if material.picture is None:
+        tokenizer = load_tokenizer(source)
+        tokens = Tokens(ids=[encode(tokenizer, prompt.text) for prompt in prompts], tokenizer=tokenizer)
+    else:
+        config = load_config(source)
+        check_takes_pictures(config)
+        processor, image = load_processor(source), material.picture.image
+        encoded = [encode_with_picture(processor, prompt.text, image) for prompt in prompts]
+        tokens = Tokens(
+            ids=[inputs["input_ids"][0].tolist() for inputs in encoded],
+            tokenizer=processor.tokenizer,
+            sight=sight_of(config, encoded[0], material.picture.digest),
+            first=encoded[0],
+        )
+    check_fit(spec, prompts, tokens.ids)
+    return tokens
+
+
+def set_up(spec: Spec, material: Material, groups: Iterable[str]) -> Lab:
     """Load tokenizer and model; the cheapest check comes first."""
     set_all_seeds(spec.run.seed)
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
-    tokenizer = load_tokenizer(locate(spec.model))
-    token_ids = [encode(tokenizer, prompt.text) for prompt in prompts]
-    check_fit(spec, prompts, token_ids)
+    tokens = tokenise(spec, material)
     model, device = load_subject(spec, groups)
-    return Lab(spec=spec, prompts=prompts, token_ids=token_ids, tokenizer=tokenizer, model=model, device=device)
+    return Lab(
+        spec=spec,
+        prompts=material.prompts,
+        token_ids=tokens.ids,
+        tokenizer=tokens.tokenizer,
+        model=model,
+        device=device,
+        sight=tokens.sight,
+        encoded=tokens.first,
+    )
 
 
 def load_subject(spec: Spec, groups: Iterable[str]) -> tuple[Any, torch.device]:

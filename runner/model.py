@@ -107,6 +107,11 @@ def load_tokenizer(source: Source) -> Any:
     return _load(transformers.AutoTokenizer, source)
 
 
+def load_processor(source: Source) -> Any:
+    """What turns text and a picture into a model's inputs; by Pillow, for torchvision resizes to other pixels."""
+    return _load(transformers.AutoProcessor, source, backend="pil")
+
+
 def build_on_meta(config: Any) -> Any:
     """The model without weights: names and shapes only."""
     loader = _class_for(config)

@@ -18,7 +18,7 @@ class Patient:
         """`find_targets` gives the tensors of a group by its name."""
         self._find_targets = find_targets
         self._group = ""
-        self._targets: Sequence[Target] = ()
+        self.targets: Sequence[Target] = ()  # of the group that is damaged
         self._wards: list[Ward] = []
         self._state: tuple[str, Method, float, int | None] | None = None
         self._digest = ""
@@ -57,7 +57,7 @@ class Patient:
         """What the damage that is there now did; measured once, however many conditions share it."""
         if self._evidence is None:
             sums = add(ward.sums() for ward in self._wards)
-            self._evidence = evidence(self._targets, sums, count_values=method == "uni_quant")
+            self._evidence = evidence(self.targets, sums, count_values=method == "uni_quant")
         return self._evidence
 
     def _read_digest(self) -> str:
@@ -67,7 +67,7 @@ class Patient:
             for target, number in zip(ward.targets, ward.fingerprints(), strict=True)
         }
         # In the order of the targets, whatever device they are on; two copies of a tied tensor are one.
-        return bind([(name, *prints[name]) for name in dict.fromkeys(target.name for target in self._targets)])
+        return bind([(name, *prints[name]) for name in dict.fromkeys(target.name for target in self.targets)])
 
     def _restore(self) -> None:
         for ward in self._wards:
@@ -76,7 +76,7 @@ class Patient:
     def _choose(self, group: str) -> None:
         """Make another group the one that is damaged."""
         self._restore()
-        self._group, self._targets, self._wards = "", (), []
-        self._targets = self._find_targets(group)
-        self._wards = admit(self._targets)
+        self._group, self.targets, self._wards = "", (), []
+        self.targets = self._find_targets(group)
+        self._wards = admit(self.targets)
         self._group = group

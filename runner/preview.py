@@ -11,8 +11,8 @@ from rich.table import Table
 from runner import vram
 from runner.errors import SetupError
 from runner.groups import find_targets, is_tied, untie_where_asked
-from runner.lab import check, check_fit
-from runner.model import build_on_meta, choose_device, encode, load_config, load_tokenizer, locate
+from runner.lab import check, tokenise
+from runner.model import build_on_meta, choose_device, load_config, locate
 from runner.plan import Job, conditions_of, jobs_of
 from runner.results import key_of, read_records, results_path
 from runner.spec import Spec
@@ -27,7 +27,8 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
     Raises:
         SpecError, SetupError: as the run itself would.
     """
-    prompts = check(spec, spec_folder)
+    material = check(spec, spec_folder)
+    prompts = material.prompts
     paths = {sweep.method: results_path(results, sweep.method, spec.model.id, spec.suffix) for sweep in spec.sweeps}
     finished = {key_of(record) for path in paths.values() for record in read_records(path)}
     jobs = jobs_of(conditions_of(spec), prompts, finished)
@@ -40,9 +41,7 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
     model = build_on_meta(load_config(source))
     groups = _print_groups(spec, model, console)
 
-    tokenizer = load_tokenizer(source)
-    token_ids = [encode(tokenizer, prompt.text) for prompt in prompts]
-    check_fit(spec, prompts, token_ids)
+    token_ids = tokenise(spec, material).ids
     limit, longest = spec.generation.max_batch_size, max(map(len, token_ids))
     rows = len(prompts) if limit == "auto" else min(len(prompts), limit)
     length = longest + spec.generation.max_new_tokens

@@ -148,12 +148,16 @@ def _evidence_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def check_same_settings(
-    path: Path, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], spec: Spec
+    path: Path,
+    records: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    spec: Spec,
+    picture: str | None = None,
 ) -> None:
     """Refuse to add records to a file that was made under other settings.
 
     Settings that an older record does not have are not compared. The seed is compared as that of repeat 0, the
-    model's revision with the sidecar.
+    model's revision and the digest of the picture with the sidecar.
 
     Raises:
         SpecError: with every difference.
@@ -163,6 +167,9 @@ def check_same_settings(
     revision = before.get("model", {}).get("revision")
     if before and revision != spec.model.revision:
         different["model.revision"] = (revision, spec.model.revision)
+    shown = {run["picture"] for run in before.get("provenance", {}).get("runs", []) if "picture" in run} - {"none"}
+    if picture and shown - {picture}:
+        different["the picture behind image.path"] = (", ".join(sorted(shown)), picture)
     groups = to_tables(spec)["groups"]
     for name, group in before.get("groups", {}).items():
         if groups.get(name, group) != group:

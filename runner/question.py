@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from attrs import evolve, frozen
+from torch import Tensor
 
 REASONS = ("length", "eos", "nonfinite")
 MOST_PROMPTS = 64  # read at a time; more would only make the activations of a large batch larger
@@ -30,6 +31,15 @@ class Shape:
     def with_rows(self, rows: int) -> Self:
         """The same shape with another number of rows."""
         return evolve(self, rows=rows)
+
+
+@frozen(kw_only=True)
+class View:
+    """What prompts show: features [tokens, hidden size] in the place of a token, overwritten when sight changes."""
+
+    token_id: int
+    features: Tensor
+    both_ways: bool  # its tokens read each other in both directions
 
 
 @frozen

@@ -9,7 +9,7 @@ from pathlib import Path
 SCRIPT = """
 import torch
 import transformers
-from conftest import TEXT, build
+from tiny import TEXT, build
 from runner.decoder import Decoder
 from runner.fused import FusedStep
 from runner.projections import join_projections

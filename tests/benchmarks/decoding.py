@@ -26,15 +26,17 @@ from runner import experiment
 from runner.generate import Generator
 from runner.model import load_model, locate
 from runner.projections import join_projections
-from runner.question import Question, Shape
+from runner.question import Question, Shape, View
 from runner.sampling import Sampling
 from runner.spec import Generation, Model, Run, Spec
 from runner.sweep import Sweep
-from tests.conftest import tiny_tokenizer
+from runner.vision import Sight
+from tests.tiny import tiny_tokenizer
 
 Number = dict[str, Any]
 
 PROMPT_TOKENS = 24
+PICTURE_PROMPTS = 20
 SAMPLED = Sampling(do_sample=True, temperature=1.0, top_k=64, top_p=0.95)
 TEXT = {
     "vocab_size": 262_208, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
@@ -189,6 +191,33 @@ def compare(title: str, model: Any, sizes: tuple[int, ...], *, whole: tuple[int,
     return {"floor_ms": floor, "rows": rows}
 
 
+def with_picture(model: Any) -> Number:
+    """Twenty prompts with and without a picture: vision tower, reading the prompts, and every step."""
+    config = model.config
+    size, device = config.vision_config.image_size, model.device
+    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
+    sight = Sight(digest="", inputs={"pixel_values": pixels}, token_id=config.image_token_id, both_ways=True)
+    found: Number = {}
+    for name in ("without", "with"):
+        shown = [sight.token_id] * config.mm_tokens_per_image if name == "with" else []
+        ids = [[2, *shown, *row] for row in prompts(model, PICTURE_PROMPTS).tolist()]
+        questions = [Question(row, str(index), index) for index, row in enumerate(ids)]
+        view = View(token_id=sight.token_id, features=sight.look(model), both_ways=True) if shown else None
+        shape = Shape(rows=PICTURE_PROMPTS, prompt_length=len(ids[0]), new_tokens=NEW_TOKENS)
+        with clean():
+            generator = Generator(model, shape, SAMPLED, [], 0, view)
+            generator.find_engine(questions)
+
+            def answer(generator: Generator = generator, questions: list[Question] = questions) -> None:
+                if generator._decoder.view:
+                    generator.show(sight.look(model), None)
+                generator.answer(questions)
+
+            answer()
+            found[f"{name}_s"] = seconds(answer)
+    return found | {"times": found["with_s"] / found["without_s"], "device": str(device)}
+
+
 def reference_condition(model: Any, rows: int, folder: Path) -> Number:
     """A condition as the reference code does it: a copy in pageable memory, one call per tensor, the file rewritten."""
     weights = {n: p for n, p in model.named_parameters() if "language_model" in n and ".mlp." in n}
@@ -285,6 +314,8 @@ def main() -> None:
         found["gpu"] = torch.cuda.get_device_name()
         model = gemma(torch.bfloat16)
         found["bfloat16"] = compare("Gemma-3-4B shapes, bfloat16", model, (38, 1, 8, 128, 380), whole=(38,))
+        found["picture"] = with_picture(model)
+        console.print("twenty prompts with and without a picture:", found["picture"])
         found["condition"] = whole_conditions(model, 38)
         console.print("a whole condition of 38 prompts, restore to append:", found["condition"])
         del model
