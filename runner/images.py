@@ -23,7 +23,7 @@ from runner.spec import find_shipped
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 100_000_000
 MOST_MEMORY = 900_000_000  # of the process that decodes, libraries included
-MOST_SECONDS = 15  # of its processor time, so that a busy machine refuses nothing
+MOST_SECONDS = 10  # of its processor time, so that a busy machine refuses nothing
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # rasters only: EPS would run Ghostscript
 _REFUSED = 3  # the exit code of the process that decodes when its last words are for the user

@@ -76,10 +76,10 @@ def tiff_of_a_huge_tile() -> bytes:
 
 
 def jpeg_of_many_scans() -> bytes:
-    """A progressive JPEG that repeats one of its scans ten thousand times."""
+    """A progressive JPEG that repeats one of its scans sixty thousand times."""
     data = encoded(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
-    return data[:-2] + data[last:-2] * 10_000 + data[-2:]
+    return data[:-2] + data[last:-2] * 60_000 + data[-2:]
 
 
 def gif_of_a_long_comment() -> bytes:
@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Bytes, str]] = {
     "screen.gif": (lambda: b"GIF89a\xff\xff\xff\xff" + encoded(noise(), "GIF")[10:], "50,000,000 pixels"),
     "strips.tif": (tiff_of_many_strips, "memory"),
     "tile.tif": (tiff_of_a_huge_tile, "memory|is damaged"),
-    "scans.jpg": (jpeg_of_many_scans, "takes more than 6 s"),
+    "scans.jpg": (jpeg_of_many_scans, f"takes more than {images.MOST_SECONDS} s"),
     "postscript.eps": (of_text(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is no picture"),
     "postscript.png": (lambda: encoded(noise(), "EPS"), "is no picture"),
     "document.pdf": (lambda: encoded(noise(), "PDF"), "is no picture"),
