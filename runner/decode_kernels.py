@@ -73,6 +73,30 @@ def _turned(a, b, weight, cosine, sine, eps, HALF: tl.constexpr, NORM: tl.conste
 
 
 @triton.jit
+def _look_back(query_a, query_b, largest, total, mixed, keys, values, begin, end, scale, HALF: tl.constexpr,
+               BLOCK: tl.constexpr):  # fmt: skip
+    """Carry a softmax that has begun over the cache from slot begin to end: its sum, and the values mixed by it."""
+    lane, whole = tl.arange(0, HALF)[None, :], tl.arange(0, 2 * HALF)[None, :]
+    for start in range(begin // BLOCK * BLOCK, end, BLOCK):
+        read = start + tl.arange(0, BLOCK)
+        inside = (read >= begin) & (read < end)
+        at = read.to(tl.int64)[:, None] * (2 * HALF)
+        old_a = tl.load(keys + at + lane, mask=inside[:, None], other=0.0)
+        old_b = tl.load(keys + at + HALF + lane, mask=inside[:, None], other=0.0)
+        score = tl.dot(query_a, tl.trans(old_a), input_precision="ieee")
+        score = tl.dot(query_b, tl.trans(old_b), score, input_precision="ieee") * scale
+        score = tl.where(inside[None, :], score, float("-inf"))
+        highest = tl.maximum(largest, tl.max(score, 1))
+        weight = tl.exp(score - highest[:, None])
+        fade = tl.exp(largest - highest)
+        total = total * fade + tl.sum(weight, 1)
+        old = tl.load(values + at + whole, mask=inside[:, None], other=0.0)
+        mixed = tl.dot(weight.to(old.dtype), old, mixed * fade[:, None], input_precision="ieee")
+        largest = highest
+    return total, mixed
+
+
+@triton.jit
 def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots, firsts, scale, eps,
            GROUP: tl.constexpr, KEY_HEADS: tl.constexpr, HALF: tl.constexpr, LENGTH: tl.constexpr,
            WINDOW: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, PADDED: tl.constexpr,
@@ -108,22 +132,8 @@ def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots
     begin = first
     if WINDOW > 0:
         begin = tl.maximum(first, slot - WINDOW + 1)
-    for start in range(begin // BLOCK * BLOCK, slot, BLOCK):
-        read = start + tl.arange(0, BLOCK)
-        inside = (read >= begin) & (read < slot)
-        at = cache + read.to(tl.int64)[:, None] * SIZE
-        old_a = tl.load(keys + at + lane, mask=inside[:, None], other=0.0)
-        old_b = tl.load(keys + at + HALF + lane, mask=inside[:, None], other=0.0)
-        score = tl.dot(query_a, tl.trans(old_a), input_precision="ieee")
-        score = tl.dot(query_b, tl.trans(old_b), score, input_precision="ieee") * scale
-        score = tl.where(inside[None, :], score, float("-inf"))
-        highest = tl.maximum(largest, tl.max(score, 1))
-        weight = tl.exp(score - highest[:, None])
-        fade = tl.exp(largest - highest)
-        total = total * fade + tl.sum(weight, 1)
-        old = tl.load(values + at + whole, mask=inside[:, None], other=0.0)
-        mixed = tl.dot(weight.to(old.dtype), old, mixed * fade[:, None], input_precision="ieee")
-        largest = highest
+    total, mixed = _look_back(query_a, query_b, largest, total, mixed, keys + cache, values + cache, begin, slot, scale,
+                              HALF, BLOCK)  # fmt: skip
     mixed = (mixed / total[:, None]).to(out.dtype.element_ty)
     place = (row * KEY_HEADS * GROUP + head * GROUP + query) * SIZE
     tl.store(out + place + whole, mixed, mask=query < GROUP)

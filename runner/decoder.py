@@ -166,16 +166,16 @@ def attention_masks(
     slot = torch.arange(length, device=slots.device)
     distance = slots[..., None] - slot
     full = (((slot >= first[:, None, None]) & (distance >= 0)) | (distance == 0))[:, None]
-    together = torch.zeros((), dtype=torch.bool, device=slots.device)
-    if picture is not None:
-        begins = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
-        block = begins.cumsum(dim=1) * picture
-        together = ((block[:, :, None] == block[:, None, :]) & picture[:, None, :])[:, None]
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or [])
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise SetupError(f"the model has {', '.join(sorted(unknown))} layers; only full and sliding attention is known")
+    sliding = full if window is None else full & (distance < window)[:, None]
+    if picture is not None:
+        begins = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
+        block = begins.cumsum(dim=1) * picture
+        together = ((block[:, :, None] == block[:, None, :]) & picture[:, None, :])[:, None]
+        full, sliding = full | together, sliding | together
     if window is None or kinds == {"full_attention"}:
-        return full | together
-    sliding = (full & (distance < window)[:, None]) | together
-    return {"full_attention": full | together, "sliding_attention": sliding} if kinds else sliding
+        return full
+    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding

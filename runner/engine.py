@@ -53,7 +53,7 @@ def find_engine(decoder: Decoder, questions: Sequence[Question]) -> Engine:
         return engage(decoder, PLAIN)
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
         return engage(decoder, Engine("plain", "the model is spread over several devices"))
-    questions = questions[:TRIAL_ROWS]
+    questions = questions[: min(TRIAL_ROWS, decoder.shape.prompts)]
     expected = _trial(decoder, questions)
     notes = []
     for name in ("fused", "graph"):
@@ -146,6 +146,11 @@ def _trial(decoder: Decoder, questions: Sequence[Question]) -> Trial:
     return seen
 
 
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Root mean square difference of logits [..., vocabulary] over the standard deviation of the expected ones."""
+    return float((found - expected).norm() / (expected - expected.mean(dim=-1, keepdim=True)).norm())
+
+
 def _compare(found: Trial, expected: Trial, tolerance: float) -> None:
     """Rows are compared as long as their tokens are the same: another draw is followed by other logits.
 
@@ -160,8 +165,7 @@ def _compare(found: Trial, expected: Trial, tolerance: float) -> None:
         usable = same & other_logits.isfinite().all(dim=-1)
         if not usable.any():
             return
-        spread = other_logits[usable] - other_logits[usable].mean(dim=-1, keepdim=True)
-        difference = (logits - other_logits)[usable].norm() / spread.norm()
+        difference = relative_difference(logits[usable], other_logits[usable])
         logger.debug("step %d: logits differ by %.2g of their spread", step, difference)
         if not difference <= tolerance:
             raise DisagreementError(f"logits differ by {difference:.2g} at step {step}")

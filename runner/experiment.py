@@ -191,9 +191,10 @@ def make_generator(lab: Lab, shape: Shape, engine: Engine | None) -> Generator:
     sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
     eos, pad = end_tokens(lab.model, lab.tokenizer), lab.tokenizer.pad_token_id or 0
     generator = Generator(lab.model, shape, sampling, eos, pad, view_of(lab))
-    if engine is None:
+    if engine is None:  # so nothing is damaged yet, and what the picture looks like needs no second look
+        generator.seen = None
         if lab.sight:
-            check_agreement(lab.model, lab.encoded, generator.logits_behind(lab.token_ids[0]))
+            check_agreement(lab.model, lab.sight.example, generator.logits_behind(lab.token_ids[0]))
         generator.find_engine([ask(lab, index, lab.spec.run.seed) for index in range(len(lab.prompts))])
         logger.info("decoding %d rows with engine %s", shape.rows, generator.engine.name)
     else:

@@ -48,7 +48,7 @@ class Generator:
 
     def find_engine(self, questions: Sequence[Question]) -> None:
         """Use the fastest engine that agrees with the plain one about the model as it is now."""
-        self.engine = find_engine(self._decoder, questions[: self.shape.prompts])
+        self.engine = find_engine(self._decoder, questions)
 
     def show(self, features: Tensor, seen: object) -> None:
         """From now on prompts show these features: the picture as seen by some weights, which `seen` names."""

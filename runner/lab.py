@@ -1,12 +1,12 @@
 """What all conditions of a run share: a checked spec, its prompts as tokens, the model on its device."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import frozen
 
 from runner.errors import SpecError
 from runner.groups import find_targets, is_tied, untie_where_asked
@@ -34,7 +34,6 @@ class Lab:
     model: Any
     device: torch.device
     sight: Sight | None  # of the picture, where there is one
-    encoded: Mapping[str, Any]  # the first prompt with the picture, as the processor gives it
 
     def find_targets(self, group: str) -> Sequence[Target]:
         """The tensors of a condition's group."""
@@ -72,7 +71,6 @@ class Tokens:
     ids: Sequence[Sequence[int]]
     tokenizer: Any
     sight: Sight | None = None
-    first: Mapping[str, Any] = field(factory=dict)
 
 
 def tokenise(spec: Spec, material: Material) -> Tokens:
@@ -95,7 +93,6 @@ def tokenise(spec: Spec, material: Material) -> Tokens:
             ids=[inputs["input_ids"][0].tolist() for inputs in encoded],
             tokenizer=processor.tokenizer,
             sight=sight_of(config, encoded[0], material.picture.digest),
-            first=encoded[0],
         )
     check_fit(spec, prompts, tokens.ids)
     return tokens
@@ -115,7 +112,6 @@ def set_up(spec: Spec, material: Material, groups: Iterable[str]) -> Lab:
         model=model,
         device=device,
         sight=tokens.sight,
-        encoded=tokens.first,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Self
 from runner.damage import restore
 from runner.digest import bind
 from runner.evidence import Evidence, add, evidence
-from runner.sweep import Method, is_deterministic
+from runner.sweep import Method, weights_key
 from runner.target import Target
 from runner.wards import Ward, admit
 
@@ -41,7 +41,7 @@ class Patient:
 
         Conditions of the same weights (all repeats of a deterministic level) are damaged once.
         """
-        state = (group, method, level, None if is_deterministic(method, level) else seed)
+        state = weights_key(group, method, level, seed)
         if state == self._state:
             return self._digest
         self._state = None  # should damage be interrupted, the next condition must not trust what is there

@@ -1,13 +1,14 @@
 """From a spec and what is finished to what is still to do, in order. Knows neither model nor file."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 
 from attrs import frozen
 
 from runner.prompt import Prompt
 from runner.spec import Spec
-from runner.sweep import Method, is_deterministic
+from runner.sweep import Method, weights_key
 
 # param_group_name, std_dev, repeat_index, degradation_method, prompt_text: exact, never rounded
 Key = tuple[str, float, int, str, str]
@@ -31,9 +32,8 @@ class Condition:
 
     @property
     def weights(self) -> tuple[str, Method, float, int | None]:
-        """What the damaged weights are a function of: repeats of a deterministic level share them."""
-        seed = None if is_deterministic(self.method, self.level) else self.seed
-        return (self.group, self.method, self.level, seed)
+        """Equal for conditions that share a damaged model."""
+        return weights_key(self.group, self.method, self.level, self.seed)
 
     def __str__(self) -> str:
         return f"{self.sweep} {self.level:g} repeat {self.repeat_index}"
@@ -53,7 +53,7 @@ class Visit:
 
     jobs: tuple[Job, ...]
 
-    @property
+    @cached_property
     def questions(self) -> list[tuple[Condition, int]]:
         """Condition and prompt index of everything to ask; equal prompts stand together."""
         pairs = [(job.condition, index) for job in self.jobs for index in job.prompt_indices]

@@ -97,6 +97,7 @@ def is_no_op(method: Method, level: float) -> bool:
     return method != "uni_quant" and level == 0
 
 
-def is_deterministic(method: Method, level: float) -> bool:
-    """Whether all repeats of a level share one damaged model."""
-    return method == "uni_quant" or is_no_op(method, level)
+def weights_key(group: str, method: Method, level: float, seed: int) -> tuple[str, Method, float, int | None]:
+    """What damaged weights are a function of: all repeats of a quantisation, or of a no-op level, share them."""
+    deterministic = method == "uni_quant" or is_no_op(method, level)
+    return (group, method, level, None if deterministic else seed)

@@ -12,7 +12,7 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor
 
-from runner.engine import TOLERANCES
+from runner.engine import TOLERANCES, relative_difference
 from runner.errors import SetupError, SpecError
 from runner.groups import vision_of
 from runner.placement import input_device
@@ -25,16 +25,17 @@ SEES_BOTH_WAYS = {"gemma3"}  # tokens of a picture read each other in both direc
 
 @frozen(kw_only=True)
 class Sight:
-    """What a model needs to see a picture: the tower's inputs, and the token that stands for a feature."""
+    """What a model needs to see a picture: a prompt encoded with it, and the token that stands for a feature."""
 
     digest: str
-    inputs: Mapping[str, Tensor]
+    example: Mapping[str, Tensor]
     token_id: int
     both_ways: bool
 
     def look(self, model: Any) -> Tensor:
         """The features of the picture, [tokens, hidden size], by the vision tower and projector as they are now."""
-        inputs = _brought_to(model, self.inputs)
+        about_picture = {name: value for name, value in self.example.items() if name not in ABOUT_TEXT}
+        inputs = _brought_to(model, about_picture)
         with torch.inference_mode():
             found = model.base_model.get_image_features(**inputs, return_dict=True).pooler_output
             parts = [found] if isinstance(found, Tensor) else list(found)
@@ -80,13 +81,12 @@ def encode_with_picture(processor: Any, text: str, picture: Image.Image) -> dict
     )
 
 
-def sight_of(config: Any, inputs: Mapping[str, Tensor], digest: str) -> Sight:
+def sight_of(config: Any, example: Mapping[str, Tensor], digest: str) -> Sight:
     """What the encoded inputs of any prompt say of the picture."""
     token_id = getattr(config, "image_token_id", None)
     token_id = config.image_token_index if token_id is None else token_id
-    about_picture = {name: value for name, value in inputs.items() if name not in ABOUT_TEXT}
     both_ways = config.model_type in SEES_BOTH_WAYS
-    return Sight(digest=digest, inputs=about_picture, token_id=token_id, both_ways=both_ways)
+    return Sight(digest=digest, example=example, token_id=token_id, both_ways=both_ways)
 
 
 def damages_sight(model: Any, targets: Iterable[Target]) -> bool:
@@ -94,15 +94,15 @@ def damages_sight(model: Any, targets: Iterable[Target]) -> bool:
     return not vision_of(model).keys().isdisjoint(target.name for target in targets)
 
 
-def check_agreement(model: Any, inputs: Mapping[str, Tensor], logits: Tensor) -> None:
+def check_agreement(model: Any, example: Mapping[str, Tensor], logits: Tensor) -> None:
     """Compare the logits behind a prompt with a picture [vocabulary] with those of the model's own way to read both.
 
     Raises:
         SetupError: the family arranges pictures in a way that is not known here: other masks, other positions.
     """
     with torch.inference_mode():
-        expected = model(**_brought_to(model, inputs), logits_to_keep=1).logits[0, -1].float()
-    difference = (logits.float() - expected).norm() / (expected - expected.mean()).norm()
+        expected = model(**_brought_to(model, example), logits_to_keep=1).logits[0, -1].float()
+    difference = relative_difference(logits.float(), expected)
     if not difference <= TOLERANCES[logits.dtype]:
         raise SetupError(
             f"model.id: {type(model).__name__} reads pictures in a way that is not supported: its logits differ by "
