@@ -54,7 +54,7 @@ def gpu(session: nox.Session) -> None:
     """On a CUDA machine: the GPU tests, then damage measured beside the reference way."""
     session.install(".", *groups("tests"))
     session.install(*DEMO_MODEL)
-    session.run("pytest", "tests/gpu", "tests/test_generate.py", "tests/test_placement.py", *session.posargs)
+    session.run("pytest", "tests/gpu", "tests/test_generate.py", "tests/test_vision.py", "tests/test_placement.py", *session.posargs)
     session.run("python", "-m", "tests.benchmarks.damage")
 
 
