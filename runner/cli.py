@@ -12,7 +12,9 @@ from typing import NoReturn
 
 from attrs import evolve
 
+from runner.container import check_results_stay, read_token_file
 from runner.errors import DegradeError
+from runner.provenance import versions
 from runner.spec import Spec, find_spec, load_spec
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries would fill a log
     try:
+        read_token_file()
         return _verify(options) if verifying else _run(options)
     except DegradeError as error:
         return _fail(str(error), error.exit_code)
@@ -101,13 +104,19 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     specs = [(path, _read(path, options)) for path in map(find_spec, options.specs)]
-    # Imported now: these bring torch and transformers, which a wrong spec need not wait for.
-    from runner import experiment, logs, model, preview
+    if not options.dry_run:
+        check_results_stay(options.results)
+    from runner import logs
 
     logs.set_up(options.log_level)
+    log = logging.getLogger(__name__)
+    log.info("degrade %(degrade)s, commit %(commit)s, torch %(torch)s, transformers %(transformers)s", versions())
+    # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first log line.
+    from runner import experiment, model, preview
+
     model.quieten()
     for path, spec in specs:
-        logging.getLogger(__name__).info("spec %s", path)
+        log.info("spec %s", path)
         if options.dry_run:
             preview.preview(spec, path.parent, options.results, logs.output)
         else:

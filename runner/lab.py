@@ -101,9 +101,10 @@ def tokenise(spec: Spec, material: Material) -> Tokens:
 def set_up(spec: Spec, material: Material, groups: Iterable[str]) -> Lab:
     """Load tokenizer and model; the cheapest check comes first."""
     set_all_seeds(spec.run.seed)
+    device = choose_device(spec.model.device)
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
     tokens = tokenise(spec, material)
-    model, device = load_subject(spec, groups)
+    model = load_subject(spec, groups, device)
     return Lab(
         spec=spec,
         prompts=material.prompts,
@@ -115,13 +116,12 @@ def set_up(spec: Spec, material: Material, groups: Iterable[str]) -> Lab:
     )
 
 
-def load_subject(spec: Spec, groups: Iterable[str]) -> tuple[Any, torch.device]:
-    """The model, ready for damage to these groups, and the device that it reads its input on.
+def load_subject(spec: Spec, groups: Iterable[str], device: torch.device) -> Any:
+    """The model, ready for damage to these groups; `device` is where it reads its input.
 
     Raises:
         SpecError: the model does not have a group: an error now, not hours later.
     """
-    device = choose_device(spec.model.device)
     may_spread = spec.model.device == "auto"
     model = load_model(
         locate(spec.model), spec.model.dtype, device, load_4bit=spec.model.load_4bit, may_spread=may_spread
@@ -133,7 +133,7 @@ def load_subject(spec: Spec, groups: Iterable[str]) -> tuple[Any, torch.device]:
         targets = targets_of(model, spec, group)
         if spec.model.load_4bit:
             unpack_4bit(model, targets)
-    return model, device
+    return model
 
 
 def targets_of(model: Any, spec: Spec, group: str) -> Sequence[Target]:

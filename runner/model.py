@@ -5,8 +5,12 @@ import importlib.util
 import logging
 import os
 import re
+import socket
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
 import torch
@@ -14,7 +18,9 @@ import transformers
 from attrs import frozen
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from runner.container import inside_image
 from runner.errors import SetupError, SpecError
+from runner.gpu import why_no_gpu
 from runner.spec import DType, Model
 from runner.vram import has_room
 
@@ -73,8 +79,10 @@ def _in_package(path: str, revision: str | None) -> Source:
     return Source(str(folder), {"gguf_file": file})
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str, *, gpu_expected: bool = True) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N` as a torch device with an index.
+
+    `auto` is the CPU where there is no GPU; in the project's image only if no GPU is expected, as in a dry run.
 
     Raises:
         SpecError: it is none of these.
@@ -82,11 +90,16 @@ def choose_device(device: str) -> torch.device:
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise SpecError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N")
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+    if device == "cpu":
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        # Nobody starts the CUDA image to wait a hundred times longer on a CPU by mistake.
+        if device == "auto" and not (gpu_expected and inside_image()):
+            return torch.device("cpu")
+        raise SetupError(f"device: {device}: {why_no_gpu()}")
     index = int(device.partition(":")[2] or 0)
     if index >= torch.cuda.device_count():
-        raise SetupError(f"device: {device} asked for, {torch.cuda.device_count()} GPUs found. Try --device cpu.")
+        raise SetupError(f"device: {device} asked for, {torch.cuda.device_count()} GPUs found.")
     return torch.device("cuda", index)
 
 
@@ -182,10 +195,26 @@ def _class_for(config: Any) -> Any:
 
 
 def _load(loader: Any, source: Source, **options: Any) -> Any:
+    if source.on_hub:
+        _use_cache_alone_if_hub_is_away()
     try:
         return loader.from_pretrained(source.path, **source.arguments, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SetupError(_explain(error, source)) from None
+
+
+@cache
+def _use_cache_alone_if_hub_is_away() -> None:
+    """Ask once whether the Hub answers; its client would try five times for every file, minutes in all."""
+    if huggingface_hub.is_offline_mode() or getproxies():  # what a proxy reaches is not for us to find out
+        return
+    hub = urlsplit(huggingface_hub.constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((str(hub.hostname), port), timeout=5).close()
+    except OSError:
+        logger.warning("%s cannot be reached: what is in the cache must do", hub.hostname)
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # what its client and transformers look at, each time
 
 
 def _explain(error: BaseException, source: Source) -> str:

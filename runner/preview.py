@@ -37,7 +37,7 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
     for path in paths.values():
         console.print(f"results file: {path}", soft_wrap=True)
 
-    device, source = choose_device(spec.model.device), locate(spec.model)
+    device, source = choose_device(spec.model.device, gpu_expected=False), locate(spec.model)
     model = build_on_meta(load_config(source))
     groups = _print_groups(spec, model, console)
 

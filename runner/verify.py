@@ -5,6 +5,7 @@ from pathlib import Path
 
 from runner.errors import SetupError
 from runner.lab import load_subject, targets_of
+from runner.model import choose_device
 from runner.patient import Patient
 from runner.provenance import sidecar_path
 from runner.results import read_records
@@ -32,7 +33,7 @@ def verify(results: Path, device: str | None = None) -> bool:
         key = (record["param_group_name"], record["degradation_method"], record["std_dev"], record["seed"])
         recorded.setdefault(key, set()).add(record["weights_digest"])
     spec = load_spec(sidecar_path(results), [f'model.device="{device}"'] if device else [])
-    model, _ = load_subject(spec, {group for group, *_ in recorded})
+    model = load_subject(spec, {group for group, *_ in recorded}, choose_device(spec.model.device))
     with Patient(lambda group: targets_of(model, spec, group)) as patient:
         different = [key for key, digests in recorded.items() if not _equal(patient, key, digests)]
     logger.info("%s: %d damaged models, %d differ", results.name, len(recorded), len(different))
