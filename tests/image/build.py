@@ -110,7 +110,7 @@ def build(folder: Path, tag: str) -> dict[str, object]:
     else:
         missing = [tool for tool in ("buildah", "podman", "runc", "mmdebstrap") if not shutil.which(tool)]
         if missing or os.getuid() != 0:
-            sys.exit(f"neither docker nor podman reach a registry, and to do without takes root and these Debian packages: {missing}")
+            sys.exit(f"no docker or podman that reaches a registry; to do without takes root and these: {missing}")
         base, lock, env, engine = STAND_IN, "requirements-cpu.lock", settings(folder), "podman"
         make_stand_in(folder, {**os.environ, **env})
         chosen = ["--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"LOCK={lock}", *arguments_of_host()]
