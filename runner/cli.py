@@ -13,9 +13,11 @@ from typing import NoReturn
 from attrs import evolve
 
 from runner.container import check_results_stay, read_token_file
-from runner.errors import DegradeError
+from runner.errors import DegradeError, SetupError
 from runner.provenance import versions
 from runner.spec import Spec, find_spec, load_spec
+
+logger = logging.getLogger("runner.cli")  # also where this module is the program itself
 
 INTERRUPTED, TERMINATED = 130, 143
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING")
@@ -23,6 +25,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING")
 DESCRIPTION = "Damage a language model on purpose, step by step, and record how its language breaks down."
 EPILOG = """\
 degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
+degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
 
 exit codes: 0 done; 2 the spec or the command line is wrong; 3 the environment is (model, token, memory, results
 file); 130 or 143 interrupted. Whatever was finished is in the results files: run the same command again to go on."""
@@ -65,11 +68,29 @@ def build_verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_report_parser() -> argparse.ArgumentParser:
+    """What the command line of `degrade report` looks like."""
+    parser = argparse.ArgumentParser(
+        prog="degrade report",
+        description="Measure every text, find the damage at which each measure breaks, and write one page about it.",
+        epilog="exit codes: 0 done; 2 and 3 as for degrade",
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="results files, of one or more runs")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: report/ beside the first results file")
+    parser.add_argument("--score", action="store_true",
+                        help="also the perplexity of every text under the intact model, which is loaded")  # fmt: skip
+    parser.add_argument("--coherence-texts", type=int, default=600, metavar="N",
+                        help="measure coherence on N texts, spread over all levels; default: %(default)s")  # fmt: skip
+    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verifying = arguments[:1] == ["verify"]
-    options = build_verify_parser().parse_args(arguments[1:]) if verifying else build_parser().parse_args(arguments)
+    command = arguments[0] if arguments[:1] in (["verify"], ["report"]) else None
+    parser, work = COMMANDS[command]
+    options = parser().parse_args(arguments[1:] if command else arguments)
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started this in the background
     # Bit-equal products whatever the alignment of their operands: a row's numbers then do not depend on where in a
@@ -79,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries would fill a log
     try:
         read_token_file()
-        return _verify(options) if verifying else _run(options)
+        return work(options)
     except DegradeError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -109,19 +130,41 @@ def _run(options: argparse.Namespace) -> int:
     from runner import logs
 
     logs.set_up(options.log_level)
-    log = logging.getLogger(__name__)
-    log.info("degrade %(degrade)s, commit %(commit)s, torch %(torch)s, transformers %(transformers)s", versions())
+    logger.info("degrade %(degrade)s, commit %(commit)s, torch %(torch)s, transformers %(transformers)s", versions())
     # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first log line.
     from runner import experiment, model, preview
 
     model.quieten()
     for path, spec in specs:
-        log.info("spec %s", path)
+        logger.info("spec %s", path)
         if options.dry_run:
             preview.preview(spec, path.parent, options.results, logs.output)
         else:
             experiment.run(spec, path.parent, options.results, force=options.force)
     return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from runner import logs
+
+    logs.set_up(options.log_level)
+    try:
+        from runner import report
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"degrade report needs the package {error.name}. Run: pip install '.[report]' in degrade's folder"
+        ) from None
+    out = options.out or options.results[0].parent / "report"
+    page = report.report(options.results, out, score=options.score, texts=options.coherence_texts)
+    logger.info("look at %s", page)
+    return 0
+
+
+COMMANDS = {
+    None: (build_parser, _run),
+    "verify": (build_verify_parser, _verify),
+    "report": (build_report_parser, _report),
+}
 
 
 class _Terminated(BaseException):
