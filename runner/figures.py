@@ -5,15 +5,17 @@ Damage grows to the right everywhere, so the axis of `uni_quant` runs from many 
 
 import io
 import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from runner.metrics import Metric
 
@@ -22,6 +24,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK = "#010203"  # in the page it becomes the text's colour, light or dark
 AXES = {"mult_gauss": "noise, sigma", "ablation": "ablated, probability", "uni_quant": "quantisation levels"}
 PIXELS_PER_INCH = 200
+MARGIN, HALF = 0.05, 0.5  # of the width of a panel
 STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -36,8 +39,11 @@ STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
 }
 
 
-def draw(metric: Metric, summary: pl.DataFrame, ranking: pl.DataFrame) -> Figure:
-    """The curves of one metric of one run: `summary` and `ranking` hold its rows only."""
+def draw(metric: Metric, summary: pl.DataFrame, ranking: pl.DataFrame, levels: Mapping[str, Sequence[float]]) -> Figure:
+    """The curves of one metric of one run: `summary` and `ranking` hold its rows only.
+
+    `levels` are those of every sweep, which the axes show even where the metric has no value.
+    """
     sweeps = summary["sweep"].unique(maintain_order=True).to_list()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.1 + 2.3 * len(sweeps), 2.5), layout="constrained")
@@ -46,6 +52,7 @@ def draw(metric: Metric, summary: pl.DataFrame, ranking: pl.DataFrame) -> Figure
         for number, (axes, sweep) in enumerate(zip(panels, sweeps, strict=True)):
             curve = summary.filter(pl.col("sweep") == sweep).sort("damage")
             found = ranking.filter(pl.col("sweep") == sweep)["threshold"].to_list()
+            _draw_axis(axes, curve["method"][0], levels[sweep])
             _draw_curve(axes, curve, found[0] if found else None, COLOURS[number % len(COLOURS)])
         panels[0].set_ylabel(f"{metric.label}\n({metric.unit})" if metric.unit else metric.label)
         if metric.name.endswith("perplexity"):
@@ -55,39 +62,55 @@ def draw(metric: Metric, summary: pl.DataFrame, ranking: pl.DataFrame) -> Figure
     return figure
 
 
-def _draw_curve(axes: Axes, curve: pl.DataFrame, threshold: float | None, colour: str) -> None:
-    """Means along the levels, the interval of the mean as a band, the threshold as a dashed line."""
-    levels, means = curve["level"].to_numpy(), curve["mean"].to_numpy()
-    method = curve["method"][0]
-    axes.plot(levels, means, color=colour, marker="o", markersize=3)
-    band = curve.drop_nulls(["low", "high"])
-    axes.fill_between(
-        band["level"].to_numpy(), band["low"].to_numpy(), band["high"].to_numpy(), color=colour, alpha=0.25
-    )
-    axes.set_title(f"{method} {curve['group'][0]}", fontsize=9)
+def _draw_axis(axes: Axes, method: str, levels: Sequence[float]) -> None:
+    """The axis of a sweep, from its least to its most damaging level."""
+    least, most = min(levels), max(levels)
     axes.set_xlabel(AXES.get(method, "level"))
     if method == "uni_quant":
         axes.set_xscale("log", base=2)
-        axes.invert_xaxis()
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlim(most * 2**0.3, least / 2**0.3)
+    elif most > least:
+        axes.set_xlim(least - MARGIN * (most - least), most + MARGIN * (most - least))
+
+
+def _draw_curve(axes: Axes, curve: pl.DataFrame, threshold: float | None, colour: str) -> None:
+    """Means along the levels, the interval of the mean as a band, the threshold as a dashed line."""
+    axes.plot(curve["level"].to_numpy(), curve["mean"].to_numpy(), color=colour, marker="o", markersize=3)
+    band = curve.drop_nulls(["low", "high"])
+    low, high = band["low"].to_numpy(), band["high"].to_numpy()
+    axes.fill_between(band["level"].to_numpy(), low, high, color=colour, alpha=0.25)
+    axes.set_title(f"{curve['method'][0]} {curve['group'][0]}", fontsize=9)
     if threshold is not None:
         axes.axvline(threshold, color=INK, linestyle="--", linewidth=0.8)
-        axes.text(threshold, 1, f" {threshold:.3g}", transform=axes.get_xaxis_transform(), fontsize=7, va="top")
+        place = axes.transAxes.inverted().transform(axes.transData.transform((threshold, 1)))[0]
+        side: Literal["left", "right"] = "left" if place < HALF else "right"
+        axes.text(
+            threshold, 1, f" {threshold:.3g} ", transform=axes.get_xaxis_transform(), fontsize=7, va="top", ha=side
+        )
 
 
 def save(figure: Figure, path: Path) -> str:
-    """Write the figure as PNG and SVG, on white, for a paper, and return the SVG; `path` has no suffix."""
+    """Write the figure as PNG on white and as SVG, for a paper, and return the SVG; `path` has no suffix."""
     figure.savefig(f"{path}.png", dpi=PIXELS_PER_INCH, facecolor="white")
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with mpl.rc_context(STYLE):  # what is said of SVG counts when it is written
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     Path(f"{path}.svg").write_text(svg, encoding="utf-8")
     return svg
 
 
-def for_page(svg: str, description: str) -> str:
-    """An SVG file as an element of a page: with a text alternative, as wide as there is room, in the text's colour."""
+def for_page(svg: str, description: str, prefix: str) -> str:
+    """An SVG file as an element of a page: with a text alternative, at most as wide as drawn, in the text's colour.
+
+    Matplotlib names parts of a figure as it names those of the next, so `prefix` keeps the names of a page apart.
+    """
     element = svg[svg.index("<svg") :].replace(INK, "currentColor")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element)
     start, end = element.split(">", 1)
+    width = re.search(r' width="([\d.]+)pt"', start)
     start = re.sub(r' (width|height)="[^"]*"', "", start)
-    return f'{start} role="img" aria-label="{escape(description)}">{end}'
+    size = f' style="max-width: {1.4 * float(width[1]):.0f}pt"' if width else ""
+    return f'{start}{size} role="img" aria-label="{escape(description)}">{end}'

@@ -10,7 +10,6 @@ from jinja2 import Environment, StrictUndefined
 
 from runner.figures import for_page
 from runner.metrics import Metric
-from runner.provenance import versions
 from runner.statistics import LARGE_EFFECT
 
 SHOWN_CHARACTERS = 600
@@ -45,11 +44,10 @@ def render(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     return template.render(
         title=" and ".join(run.name for run in runs),
         records=sum(len(run.table) for run in runs),
-        runs=[_contents(run, labels) for run in runs],
+        runs=[_contents(run, labels, number) for number, run in enumerate(runs)],
         large_effect=LARGE_EFFECT,
         number=_number,
         percent=_percent,
-        version=versions()["degrade"],
     )
 
 
@@ -61,7 +59,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f} %"
 
 
-def _contents(run: Run, labels: Mapping[str, str]) -> dict[str, Any]:
+def _contents(run: Run, labels: Mapping[str, str], number: int) -> dict[str, Any]:
     return {
         "name": run.name,
         "facts": facts(run),
@@ -73,7 +71,7 @@ def _contents(run: Run, labels: Mapping[str, str]) -> dict[str, Any]:
         "figures": [
             {
                 "label": shown.metric.label,
-                "svg": for_page(shown.svg, description(shown)),
+                "svg": for_page(shown.svg, description(shown), f"{number}-{shown.metric.name}-"),
                 "source": f"{description(shown)} Source of the measure: {shown.metric.source}.",
             }
             for shown in run.figures
@@ -106,6 +104,8 @@ def facts(run: Run) -> dict[str, str]:
     if len(times):
         found["written"] = f"{times.min()!s} to {times.max()!s}"
     for sidecar in run.sidecars:
+        if not sidecar:
+            continue
         model = sidecar.get("model", {})
         found["model"] = " ".join(str(model[key]) for key in ("id", "revision", "dtype") if key in model)
         for last in sidecar.get("provenance", {}).get("runs", [])[-1:]:
@@ -122,7 +122,7 @@ def description(shown: Shown) -> str:
         ranked = shown.ranking.filter(pl.col("sweep") == sweep)["threshold"].to_list()
         reached = f"threshold {ranked[0]:.3g}" if ranked and ranked[0] is not None else "no threshold reached"
         parts.append(
-            f"{sweep}: {first['mean']:.3g} at {first['level']:g} to {last['mean']:.3g} at {last['level']:g}, {reached}"
+            f"{sweep}: {first['mean']:.4g} at {first['level']:g} to {last['mean']:.4g} at {last['level']:g}, {reached}"
         )
     return f"{shown.metric.label} along damage. {'; '.join(parts)}."
 
@@ -134,7 +134,7 @@ def samples(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
         first = first.filter(pl.col("prompt_id") == first["prompt_id"].min()).sort("damage")
         yield {
             "sweep": sweep,
-            "prompt": first["prompt_text"][0],
+            "prompt": _shortened(first["prompt_text"][0]),
             "texts": [
                 {
                     "level": row["level"],

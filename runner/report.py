@@ -49,7 +49,7 @@ def report(results: Sequence[Path], out: Path, *, score: bool = False, texts: in
     """
     files = {path: _records_of(path) for path in results}
     logger.info("%d records in %d files", sum(map(len, files.values())), len(files))
-    table = _with_coherence(_table(files, _prompts(results)), texts)
+    table = _with_coherence(measure_records(files), texts)
     if score:
         table = _with_scores(table, files)
     summary = summarise(tidy(table))
@@ -110,8 +110,13 @@ def _prompts(results: Sequence[Path]) -> dict[str, Prompt]:
     return found
 
 
-def _table(files: Mapping[Path, Sequence[Record]], prompts: Mapping[str, Prompt]) -> pl.DataFrame:
-    """One row per record: what it is, what was said, and every metric."""
+def measure_records(files: Mapping[Path, Sequence[Record]]) -> pl.DataFrame:
+    """One row per record of results files: what it is, what was said, and every metric; on all cores.
+
+    Columns: run, sweep, method, group, level, damage (its rank in the sweep, 0 is the least), those of KEPT, and the
+    names of METRICS. Sorted by run, sweep, damage, repeat and prompt.
+    """
+    prompts = _prompts(list(files))
     records = [record for found in files.values() for record in found]
     questions = [(record, prompts.get(record["prompt_text"])) for record in records]
     chunks = [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
@@ -179,9 +184,10 @@ def tidy(table: pl.DataFrame) -> pl.DataFrame:
 
 def _figures(run: str, summary: pl.DataFrame, ranking: pl.DataFrame, folder: Path) -> Iterator[Shown]:
     """A figure for every metric that changes in a run, saved as PNG and SVG."""
+    levels = {sweep: rows["level"].unique().to_list() for (sweep,), rows in summary.group_by("sweep")}
     for metric in ALL:
         of_metric = pl.col("metric") == metric.name
         curves, found = summary.filter(of_metric), ranking.filter(of_metric)
         if curves["mean"].n_unique() > 1:
-            svg = save(draw(metric, curves, found), folder / re.sub(r"[^\w.-]+", "_", f"{run}_{metric.name}"))
+            svg = save(draw(metric, curves, found, levels), folder / re.sub(r"[^\w.-]+", "_", f"{run}_{metric.name}"))
             yield Shown(metric, svg, curves, found)

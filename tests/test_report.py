@@ -27,7 +27,8 @@ def report(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 def planted(level: float, repeat: int, prompt: int, **fields: Any) -> dict[str, Any]:
     """A record whose number of tokens is planted: its mean falls by 8 for each 0.1 of damage, spread +-4 and +-8."""
     record = {
-        "timestamp": "2026-11-22T12:00:00+00:00", "experiment_id": "x", "config_name": "planted", "model_name": "a/model",
+        "timestamp": "2026-11-22T12:00:00+00:00", "experiment_id": "x", "config_name": "planted",
+        "model_name": "a/model",
         "degradation_method": "mult_gauss", "param_group_name": "attn_only", "std_dev": level,
         "level_value": level,
         "repeat_index": repeat, "seed": 42 + repeat, "prompt_id": prompt, "prompt_text": f"Question {prompt}",
