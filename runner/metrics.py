@@ -79,7 +79,7 @@ def measure(record: Mapping[str, Any], prompt: Prompt | None = None) -> dict[str
     """
     output: str = record["output"]
     loop = find_loop(output)
-    text = without_loop(output) if loop else output
+    text = without_loop(output[: loop.kept_characters]) if loop else output
     words = words_of(text)
     perplexity, ending = record.get("perplexity"), record.get("finish_reason")
     return {

