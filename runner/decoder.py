@@ -29,7 +29,7 @@ class Decoder:
         """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show."""
         self.model, self.shape, self.sampling, self.pad, self.view = model, shape, sampling, pad, view
         self.config = model.config.get_text_config()
-        self.device = input_device(model)
+        self.device, self.dtype = input_device(model), model.get_input_embeddings().weight.dtype
         self.eos = torch.tensor(sorted(eos), dtype=torch.int64, device=self.device)
         self.token, self.slot, self.step, self.first, self.reason = torch.zeros(
             (5, shape.rows), dtype=torch.int64, device=self.device
@@ -130,11 +130,11 @@ class Decoder:
         self.logits.copy_(self._run(self.token[:, None], self.first, self.slot[:, None], length))
 
     def _run(self, ids: Tensor, first: Tensor, slots: Tensor, length: int, view: View | None = None) -> Tensor:
+        shown = ids == view.token_id if view and view.both_ways else None
+        masks = attention_masks(self.config, first, slots, length, shown)
         outputs = self.model(
             **({"input_ids": ids} if view is None else {"inputs_embeds": self._embed(ids, view)}),
-            attention_mask=attention_masks(
-                self.config, first, slots, length, ids == view.token_id if view and view.both_ways else None
-            ),
+            attention_mask=self._as_attention_takes(masks),
             position_ids=(slots - first[:, None]).clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
@@ -143,12 +143,25 @@ class Decoder:
         logits: Tensor = outputs.logits[:, -1]
         return logits
 
+    def _as_attention_takes(self, masks: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """Boolean masks, or what eager attention adds to its scores: nothing, or the least number there is."""
+        if self.config._attn_implementation != "eager":  # noqa: SLF001 - where transformers keeps it
+            return masks
+        if isinstance(masks, dict):
+            return {kind: _additive(mask, self.dtype) for kind, mask in masks.items()}
+        return _additive(masks, self.dtype)
+
     def _embed(self, ids: Tensor, view: View) -> Tensor:
         """Embeddings of prompts [rows, width, hidden size], the picture's features where its tokens stand."""
         shown = ids == view.token_id
         embedded: Tensor = self.model.get_input_embeddings()(ids.masked_fill(shown, self.pad))
         place = (shown.cumsum(dim=1) - 1).clamp(0, len(view.features) - 1)
         return torch.where(shown[..., None], view.features[place], embedded)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a mask is true, elsewhere the least number of a dtype, behind which the softmax gives exactly 0."""
+    return torch.zeros((), dtype=dtype, device=mask.device).where(mask, torch.finfo(dtype).min)
 
 
 def attention_masks(

@@ -13,19 +13,16 @@ from typing import Any, Literal
 
 import torch
 from attrs import frozen
-from torch import Tensor
 
 from runner.decoder import Decoder
 from runner.question import Question
+from runner.reference import TOLERANCES, Trace, equal_bits, relative_difference, trace
 
 logger = logging.getLogger(__name__)
 
 Name = Literal["fused", "graph", "plain"]
-Trial = list[tuple[Tensor, Tensor]]
-TRIAL_ROWS, TRIAL_STEPS = 8, 3
+TRIAL_ROWS = 8
 LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other side of top-p makes another draw
-# The largest difference of logits, root mean square over their standard deviation: several times that of rounding.
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 
 
 @frozen
@@ -54,12 +51,15 @@ def find_engine(decoder: Decoder, questions: Sequence[Question]) -> Engine:
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
         return engage(decoder, Engine("plain", "the model is spread over several devices"))
     questions = questions[: min(TRIAL_ROWS, decoder.shape.prompts)]
-    expected = _trial(decoder, questions)
+    expected = trace(decoder, questions)
     notes = []
     for name in ("fused", "graph"):
         try:
             engage(decoder, Engine(name))
-            _compare(_trial(decoder, questions), expected, TOLERANCES[decoder.logits.dtype])
+            found = trace(decoder, questions)
+            _compare(found, expected, TOLERANCES[decoder.logits.dtype])
+            if not equal_bits(found, trace(decoder, questions)):
+                raise DisagreementError("the same steps gave other bits when they were repeated")  # noqa: TRY301
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; said below, and in the sidecar
@@ -133,36 +133,19 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _trial(decoder: Decoder, questions: Sequence[Question]) -> Trial:
-    """Tokens [rows] and the logits that follow them [rows, vocabulary], for the first steps of some questions."""
-    places = range(len(questions))
-    decoder.fill_bank([question.token_ids for question in questions])
-    decoder.seat(places, places, questions)
-    seen = []
-    for _ in range(TRIAL_STEPS):
-        decoder.advance(1)
-        seen.append((decoder.token[: len(questions)].clone(), decoder.logits[: len(questions)].clone().float()))
-    decoder.active.fill_(value=False)
-    return seen
-
-
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Root mean square difference of logits [..., vocabulary] over the standard deviation of the expected ones."""
-    return float((found - expected).norm() / (expected - expected.mean(dim=-1, keepdim=True)).norm())
-
-
-def _compare(found: Trial, expected: Trial, tolerance: float) -> None:
+def _compare(found: Trace, expected: Trace, tolerance: float) -> None:
     """Rows are compared as long as their tokens are the same: another draw is followed by other logits.
 
     Raises:
         DisagreementError: most rows drew another token at once, or logits differ by more than rounding.
     """
-    same = torch.ones_like(expected[0][0], dtype=torch.bool)
-    for step, ((token, logits), (other_token, other_logits)) in enumerate(zip(found, expected, strict=True)):
-        same = same & (token == other_token)
-        if step == 0 and same.double().mean() < LEAST_AGREEMENT:
+    same = torch.ones_like(expected[0][2])
+    for step, ((token, logits, _), (other_token, other_logits, active)) in enumerate(zip(found, expected, strict=True)):
+        if step:
+            same = same & (token == other_token)
+        if step == 1 and same.double().mean() < LEAST_AGREEMENT:
             raise DisagreementError(f"{int((~same).sum())} of {len(same)} first tokens differ")
-        usable = same & other_logits.isfinite().all(dim=-1)
+        usable = same & active & other_logits.isfinite().all(dim=-1)
         if not usable.any():
             return
         difference = relative_difference(logits[usable], other_logits[usable])

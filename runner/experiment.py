@@ -1,6 +1,7 @@
 """The story of a run: for each condition restore, damage, generate, append. The only module that sees everything."""
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +12,9 @@ from attrs import asdict, frozen
 from runner import provenance, vram
 from runner.engine import Engine
 from runner.generate import Generator
-from runner.lab import Lab, Material, check, set_up
+from runner.lab import Lab, set_up
 from runner.logs import Meter, log_file
-from runner.model import end_tokens
+from runner.model import end_tokens, pad_token
 from runner.patient import Patient
 from runner.perplexity import perplexity
 from runner.plan import Condition, Job, Visit, conditions_of, jobs_of, most_questions, visits_of
@@ -21,11 +22,13 @@ from runner.provenance import Sidecar
 from runner.question import Question, Shape, View
 from runner.record import experiment_id, guarded_settings
 from runner.results import Record, ResultsFile, key_of, open_results, results_path
+from runner.reference import Agreement
 from runner.sampling import Sampling
 from runner.scribe import Finding, Scribe
 from runner.spec import Spec
 from runner.sweep import Method
-from runner.vision import check_agreement, damages_sight
+from runner.tokens import Material, check, longest_and_shortest
+from runner.vision import damages_sight
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,14 @@ class Experiment:
     file: ResultsFile
     jobs: Sequence[Job]
     last_record: Record | None
+
+
+@frozen
+class Start:
+    """What was found out while the model was intact: how to decode it, and that this is the model's own way."""
+
+    engine: Engine
+    agreement: Agreement
 
 
 def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) -> None:
@@ -55,11 +66,11 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
             return
         jobs = [job for experiment in experiments for job in experiment.jobs]
         lab = set_up(spec, material, {job.condition.group for job in jobs})
-        engine: Engine | None = None  # found by the first experiment, while the model is intact
+        start: Start | None = None  # made by the first experiment, while the model is intact
         with Meter(jobs) as meter, Patient(lab.find_targets) as patient:
             for experiment in experiments:
                 with log_file(results / "logs", experiment_id(spec, experiment.method)):
-                    engine = run_experiment(lab, experiment, patient, meter, engine)
+                    start = run_experiment(lab, experiment, patient, meter, start)
 
 
 def open_experiments(
@@ -79,9 +90,9 @@ def open_experiments(
 
 
 def run_experiment(
-    lab: Lab, experiment: Experiment, patient: Patient, meter: Meter, engine: Engine | None
-) -> Engine | None:
-    """Every condition of one method: damage, measure, answer, append; the engine that this was done with."""
+    lab: Lab, experiment: Experiment, patient: Patient, meter: Meter, start: Start | None
+) -> Start | None:
+    """Every condition of one method: damage, measure, answer, append; how the run started."""
     left = {job.condition: set(job.prompt_indices) for job in experiment.jobs}
     most = most_rows(lab, experiment)
     shape = static_shape(lab, experiment.last_record, most)
@@ -90,9 +101,12 @@ def run_experiment(
     while any(left.values()):
         vram.release()
         try:
-            generator = make_generator(lab, shape, engine)
-            engine = generator.engine
-            sidecar = sidecar or open_sidecar(lab, experiment, engine)
+            generator = make_generator(lab, shape)
+            if start is None:
+                start = start_check(lab, generator)
+            else:
+                generator.use(start.engine)
+            sidecar = sidecar or open_sidecar(lab, experiment, start)
             scribe = Scribe(lab, experiment.file, sidecar, meter)
             visits = visits_of(Job(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices)
             for condition, index in make_visits(visits, generator, patient, scribe, most):
@@ -101,7 +115,7 @@ def run_experiment(
         except torch.OutOfMemoryError:
             rows = vram.rows_after_overflow(shape.rows)
         shape, generator = shape.with_rows(rows), None
-    return engine
+    return start
 
 
 def make_visits(
@@ -155,7 +169,7 @@ def measure_perplexity(lab: Lab, condition: Condition) -> float | None:
     """The perplexity of the spec's text, once per level, with repeat 0's damage."""
     if not lab.spec.perplexity.compute or condition.repeat_index:
         return None
-    value = perplexity(lab.model, lab.tokenizer(lab.spec.perplexity.text).input_ids)
+    value = perplexity(lab.model, lab.perplexity_ids)
     logger.info("%s: perplexity %s", condition, "is not finite" if value is None else f"{value:.4g}")
     return value
 
@@ -185,21 +199,34 @@ def static_shape(lab: Lab, last_record: Record | None, most: int) -> Shape:
     )
 
 
-def make_generator(lab: Lab, shape: Shape, engine: Engine | None) -> Generator:
-    """A generator of this shape that chooses tokens as the spec says, and an engine for it if none was found before."""
+def make_generator(lab: Lab, shape: Shape) -> Generator:
+    """A generator of this shape that chooses tokens as the spec says."""
     g = lab.spec.generation
     sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
-    eos, pad = end_tokens(lab.model, lab.tokenizer), lab.tokenizer.pad_token_id or 0
-    generator = Generator(lab.model, shape, sampling, eos, pad, view_of(lab))
-    if engine is None:  # so nothing is damaged yet, and what the picture looks like needs no second look
-        generator.seen = None
-        if lab.sight:
-            check_agreement(lab.model, lab.sight.example, generator.logits_behind(lab.token_ids[0]))
-        generator.find_engine([ask(lab, index, lab.spec.run.seed) for index in range(len(lab.prompts))])
-        logger.info("decoding %d rows with engine %s", shape.rows, generator.engine.name)
-    else:
-        generator.use(engine)
-    return generator
+    eos, pad = end_tokens(lab.model, lab.tokenizer), pad_token(lab.model, lab.tokenizer)
+    return Generator(lab.model, shape, sampling, eos, pad, view_of(lab))
+
+
+def start_check(lab: Lab, generator: Generator) -> Start:
+    """Check the way to decode while the model is intact, and choose an engine.
+
+    Raises:
+        SetupError: what is decoded is not what the model itself computes.
+    """
+    generator.seen = None  # nothing is damaged yet: what the picture looks like needs no second look
+    started = time.perf_counter()
+    ends = [ask(lab, index, lab.spec.run.seed) for index in longest_and_shortest(lab.token_ids)]
+    agreement = generator.check_reference(ends, lab.sight.examples if lab.sight else ())
+    seconds = time.perf_counter() - started
+    generator.find_engine([ask(lab, index, lab.spec.run.seed) for index in range(len(lab.prompts))])
+    logger.info(
+        "decoding %d rows with engine %s; logits are the model's own to %.1g of their spread (%.1f s)",
+        generator.shape.rows,
+        generator.engine.name,
+        agreement.difference,
+        seconds,
+    )
+    return Start(generator.engine, agreement)
 
 
 def view_of(lab: Lab) -> View | None:
@@ -214,14 +241,15 @@ def ask(lab: Lab, index: int, seed: int) -> Question:
     return Question(lab.token_ids[index], lab.prompts[index].text, seed)
 
 
-def open_sidecar(lab: Lab, experiment: Experiment, engine: Engine) -> Sidecar:
+def open_sidecar(lab: Lab, experiment: Experiment, start: Start) -> Sidecar:
     """Write down what runs; warn where machine or versions are not those of the run before."""
     groups = dict.fromkeys(job.condition.group for job in experiment.jobs)
     facts = {
         "started": provenance.now(),
         "versions": provenance.versions(),
         "machine": provenance.machine_facts(lab.device),
-        "engine": asdict(engine),
+        "engine": asdict(start.engine),
+        "start_check": asdict(start.agreement),
         "model": lab.model_facts(),
         "prompts_digest": provenance.prompts_digest(lab.prompts),
         "picture": lab.sight.digest if lab.sight else "none",

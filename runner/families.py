@@ -146,18 +146,6 @@ def _gpt_neox(config: Any) -> Roles:
     return _stacked([layer] * config.num_hidden_layers, embed="embed_in", outer_norms=("final_layer_norm",))
 
 
-def _bloom(config: Any) -> Roles:
-    """For each head the rows of query, key and value."""
-    fused = _fused("self_attention.query_key_value.weight", {"q": 1, "k": 1, "v": 1}, config.num_attention_heads)
-    layer = {**fused, "o": Place("self_attention.dense.weight"), **DENSE_MLP}
-    return _stacked(
-        [layer] * config.num_hidden_layers,
-        stack="h",
-        embed="word_embeddings",
-        outer_norms=("word_embeddings_layernorm", "ln_f"),
-    )
-
-
 def _falcon(config: Any) -> Roles:
     """Three layouts: groups of query heads each with its key and value; all query heads with one; head by head."""
     heads, name = config.num_attention_heads, "self_attention.query_key_value.weight"
@@ -216,7 +204,6 @@ def _gpt_oss(config: Any) -> Roles:
 
 FAMILIES: dict[str, Callable[[Any], Roles]] = {
     **dict.fromkeys(LLAMA_LIKE, _llama_like),
-    "bloom": _bloom,
     "falcon": _falcon,
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,

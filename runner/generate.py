@@ -7,7 +7,7 @@ bytes of an uninterrupted one.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -16,6 +16,7 @@ from torch import Tensor
 from runner.decoder import Decoder
 from runner.engine import PLAIN, Engine, engage, find_engine
 from runner.question import Answer, Question, Shape, View
+from runner.reference import Agreement, check_reference
 from runner.sampling import Sampling
 
 STEPS_BETWEEN_LOOKS = 16  # a look makes the host wait for the device, and lets rows that have ended begin anew
@@ -46,6 +47,17 @@ class Generator:
         """Decode with an engine that was found earlier for this model."""
         self.engine = engage(self._decoder, engine)
 
+    def check_reference(
+        self, questions: Sequence[Question], examples: Sequence[Mapping[str, Tensor]] = ()
+    ) -> Agreement:
+        """Compare the plain way to decode with the model's own forward pass; see `reference`.
+
+        Raises:
+            SetupError: they differ by more than rounding.
+        """
+        self.use(PLAIN)
+        return check_reference(self._decoder, questions, examples)
+
     def find_engine(self, questions: Sequence[Question]) -> None:
         """Use the fastest engine that agrees with the plain one about the model as it is now."""
         self.engine = find_engine(self._decoder, questions)
@@ -54,11 +66,6 @@ class Generator:
         """From now on prompts show these features: the picture as seen by some weights, which `seen` names."""
         self._decoder.show(features)
         self.seen = seen
-
-    def logits_behind(self, prompt: Sequence[int]) -> Tensor:
-        """The logits [vocabulary] of the first token behind a prompt."""
-        self._decoder.fill_bank([prompt])
-        return self._decoder.prompt_logits[0].clone()
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """All answers of the model as it is, in the order of the questions."""

@@ -174,23 +174,43 @@ def _fits(config: Any, element_size: int, device: torch.device) -> bool:
     return has_room(device, size)
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """A prompt as one user turn of the model's chat template, generation prompt added; plain where there is none.
-
-    The template writes the beginning-of-sequence token itself; the tokenizer would add a second one.
-    """
-    if not tokenizer.chat_template:
-        return list(tokenizer(text).input_ids)
-    turn = [{"role": "user", "content": text}]
-    templated = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(templated, add_special_tokens=False).input_ids)
-
-
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The token ids that end an answer: the generation config's, else the tokenizer's."""
-    found = model.generation_config.eos_token_id
-    found = tokenizer.eos_token_id if found is None else found
-    return list(found) if isinstance(found, list | tuple) else [found] if found is not None else []
+    """The token ids that end an answer: those of the generation config and the tokenizer's, all of them."""
+    given = model.generation_config.eos_token_id
+    ids = {*given} if isinstance(given, list | tuple) else {given}
+    return sorted((ids | {tokenizer.eos_token_id}) - {None})
+
+
+def pad_token(model: Any, tokenizer: Any) -> int:
+    """A token id to fill with what nobody reads; 0 where the tokenizer has none that the model has an embedding for."""
+    found: int | None = tokenizer.pad_token_id
+    return found if found is not None and found < len(model.get_input_embeddings().weight) else 0
+
+
+# Of a checkpoint's generation settings: what the spec decides instead, and what changes no token.
+DECIDED_BY_SPEC = {"do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens", "num_return_sequences"}
+WITHOUT_EFFECT = {
+    "bos_token_id",
+    "cache_implementation",
+    "eos_token_id",  # see end_tokens
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "return_dict_in_generate",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def settings_not_applied(model: Any) -> dict[str, Any]:
+    """The settings of the checkpoint's generation config that `generate` would follow and this project does not.
+
+    The spec decides how tokens are chosen, alone: a penalty of repetitions, say, would hide what damage does.
+    """
+    given = model.generation_config.to_diff_dict()
+    left_out = DECIDED_BY_SPEC | WITHOUT_EFFECT
+    return {key: value for key, value in given.items() if key not in left_out and not key.startswith("_")}
 
 
 def _class_for(config: Any) -> Any:

@@ -11,12 +11,12 @@ from rich.table import Table
 from runner import vram
 from runner.errors import SetupError
 from runner.groups import find_targets, is_tied, untie_where_asked
-from runner.lab import check, tokenise
 from runner.model import build_on_meta, choose_device, load_config, locate
 from runner.plan import Job, conditions_of, jobs_of
 from runner.results import key_of, read_records, results_path
 from runner.spec import Spec
 from runner.target import Target
+from runner.tokens import check, tokenise
 
 TENSORS_SHOWN = 3
 

@@ -1,5 +1,6 @@
 """The spec: one TOML file as frozen classes, read strictly, merged, overridden, and written back."""
 
+import datetime as dt
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,10 +57,14 @@ class Generation:
 
 @frozen(kw_only=True)
 class Run:
-    """Seed of repeat 0, and the number of repeats; repeat `i` uses `seed + i`."""
+    """Seed of repeat 0, and the number of repeats; repeat `i` uses `seed + i`.
+
+    `date` is today for a chat template that writes the date into its prompts: a rerun then asks the same.
+    """
 
     seed: Annotated[int, Rule("from 0 to 2**62", lambda seed: 0 <= seed <= 2**62)] = 42
     n_rep: Annotated[int, Rule(f"from 1 to {MOST_REPEATS}", lambda n: 1 <= n <= MOST_REPEATS)] = 1
+    date: dt.date = dt.date(2025, 1, 1)
 
 
 @frozen(kw_only=True)

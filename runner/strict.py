@@ -6,6 +6,7 @@ errors, and all errors of a document are found in one pass. This module knows no
 
 import difflib
 from collections.abc import Callable, Iterator
+from datetime import date
 from functools import partial
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,7 +16,13 @@ import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn
 
-PLAIN_TYPES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+PLAIN_TYPES = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    date: "a date without quotes, such as 2025-01-31",
+}
 
 
 @attrs.frozen

@@ -4,7 +4,8 @@ One picture serves all prompts, so the vision tower runs once, not once per row,
 reached it. How prompt and picture become tokens and numbers is the model's own processor's business.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor
 
-from runner.engine import TOLERANCES, relative_difference
 from runner.errors import SetupError, SpecError
 from runner.groups import vision_of
 from runner.placement import input_device
@@ -25,17 +25,17 @@ SEES_BOTH_WAYS = {"gemma3"}  # tokens of a picture read each other in both direc
 
 @frozen(kw_only=True)
 class Sight:
-    """What a model needs to see a picture: a prompt encoded with it, and the token that stands for a feature."""
+    """What a model needs to see a picture: prompts encoded with it, and the token that stands for a feature."""
 
     digest: str
-    example: Mapping[str, Tensor]
+    examples: Sequence[Mapping[str, Tensor]]  # of the longest and the shortest prompt
     token_id: int
     both_ways: bool
 
     def look(self, model: Any) -> Tensor:
         """The features of the picture, [tokens, hidden size], by the vision tower and projector as they are now."""
-        about_picture = {name: value for name, value in self.example.items() if name not in ABOUT_TEXT}
-        inputs = _brought_to(model, about_picture)
+        about_picture = {name: value for name, value in self.examples[0].items() if name not in ABOUT_TEXT}
+        inputs = brought_to(model, about_picture)
         with torch.inference_mode():
             found = model.base_model.get_image_features(**inputs, return_dict=True).pooler_output
             parts = [found] if isinstance(found, Tensor) else list(found)
@@ -43,7 +43,7 @@ class Sight:
             return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]).to(input_device(model), weight.dtype)
 
 
-def _brought_to(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def brought_to(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inputs on the model's device, pixels in its dtype."""
     device, dtype = input_device(model), model.get_input_embeddings().weight.dtype
     return {name: v.to(device, dtype) if v.is_floating_point() else v.to(device) for name, v in inputs.items()}
@@ -61,8 +61,20 @@ def check_takes_pictures(config: Any) -> None:
         )
 
 
-def encode_with_picture(processor: Any, text: str, picture: Image.Image) -> dict[str, Tensor]:
+def picture_words(processor: Any) -> list[str]:
+    """What a processor replaces by a picture, or wraps one in, wherever it stands in a text."""
+    names = ("image_token", "boi_token", "eoi_token", "image_break_token", "image_end_token", "full_image_sequence")
+    found = [getattr(part, name, None) for part in (processor, processor.tokenizer) for name in names]
+    texts = [str(word).strip() for word in found if isinstance(word, str) or hasattr(word, "content")]
+    return sorted({word for word in texts if word})
+
+
+def encode_with_picture(
+    processor: Any, text: str, picture: Image.Image, told: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Tensor]:
     """A prompt as one user turn, the picture first, by the processor's chat template; generation prompt added.
+
+    `told` is what the template can ask for beside the turn.
 
     Raises:
         SetupError: the processor has no chat template.
@@ -77,34 +89,19 @@ def encode_with_picture(processor: Any, text: str, picture: Image.Image) -> dict
             return_dict=True,
             add_generation_prompt=True,
             return_tensors="pt",
+            **told,
         )
     )
 
 
-def sight_of(config: Any, example: Mapping[str, Tensor], digest: str) -> Sight:
-    """What the encoded inputs of any prompt say of the picture."""
+def sight_of(config: Any, examples: Sequence[Mapping[str, Tensor]], digest: str) -> Sight:
+    """What the encoded inputs of some prompts say of the picture."""
     token_id = getattr(config, "image_token_id", None)
     token_id = config.image_token_index if token_id is None else token_id
     both_ways = config.model_type in SEES_BOTH_WAYS
-    return Sight(digest=digest, example=example, token_id=token_id, both_ways=both_ways)
+    return Sight(digest=digest, examples=examples, token_id=token_id, both_ways=both_ways)
 
 
 def damages_sight(model: Any, targets: Iterable[Target]) -> bool:
     """Whether some of these tensors are in the vision tower or the projector."""
     return not vision_of(model).keys().isdisjoint(target.name for target in targets)
-
-
-def check_agreement(model: Any, example: Mapping[str, Tensor], logits: Tensor) -> None:
-    """Compare the logits behind a prompt with a picture [vocabulary] with those of the model's own way to read both.
-
-    Raises:
-        SetupError: the family arranges pictures in a way that is not known here: other masks, other positions.
-    """
-    with torch.inference_mode():
-        expected = model(**_brought_to(model, example), logits_to_keep=1).logits[0, -1].float()
-    difference = relative_difference(logits.float(), expected)
-    if not difference <= TOLERANCES[logits.dtype]:
-        raise SetupError(
-            f"model.id: {type(model).__name__} reads pictures in a way that is not supported: its logits differ by "
-            f"{difference:.2g} of their spread"
-        )

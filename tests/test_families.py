@@ -22,7 +22,6 @@ PHI3 = ("self_attn.o_proj", "mlp.activation_fn", "mlp.down_proj")
 EXPERTS = ("self_attn.o_proj", "mlp.experts.act_fn", "mlp.experts")
 GPT2 = ("attn.c_proj", "mlp.act", "mlp.c_proj")
 GPT_NEOX = ("attention.dense", "mlp.act", "mlp.dense_4h_to_h")
-BLOOM = ("self_attention.dense", "mlp.gelu_impl", "mlp.dense_4h_to_h")
 FALCON = ("self_attention.dense", "mlp.act", "mlp.dense_4h_to_h")
 OPT = ("self_attn.out_proj", "activation_fn", "fc2")
 SPARSE = {"num_experts_per_tok": 2}
@@ -45,7 +44,6 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, str, str]]] = {
     "phi3": ("Phi3Config", GROUPED, PHI3),
     "gpt2": ("GPT2Config", SIZES | {"n_inner": 24}, GPT2),
     "gpt_neox": ("GPTNeoXConfig", SIZES | {"intermediate_size": 24}, GPT_NEOX),
-    "bloom": ("BloomConfig", SIZES, BLOOM),
     "falcon": ("FalconConfig", SIZES | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}, FALCON),
     "falcon one norm": (
         "FalconConfig",
