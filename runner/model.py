@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ import transformers
 from attrs import frozen
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from runner.attention import choose_attention
 from runner.container import inside_image
 from runner.errors import SetupError, SpecError
 from runner.gpu import why_no_gpu
@@ -117,7 +119,9 @@ def quieten() -> None:
 
 def load_config(source: Source) -> Any:
     """The model's configuration alone."""
-    return _load(transformers.AutoConfig, source)
+    config = _load(transformers.AutoConfig, source)
+    choose_attention(config)
+    return config
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -153,11 +157,14 @@ def load_model(
     if dtype == "float16" and config.get_text_config().model_type.startswith("gemma3"):
         logger.warning("model.dtype: activations of Gemma 3 overflow float16; use bfloat16 or float32")
     number = getattr(torch, dtype)
-    options: dict[str, Any] = {"dtype": number}
+    options: dict[str, Any] = {"dtype": number, "config": config}
     if load_4bit:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number
         )
+    if device.type == "cuda":
+        # With cuDNN's attention the same steps give other bits from run to run (tests/benchmarks/README.md).
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     if load_4bit or device.type == "cuda":
         spread = may_spread and not load_4bit and not _fits(config, number.itemsize, device)
         options["device_map"] = "auto" if spread else {"": device}
@@ -203,14 +210,15 @@ WITHOUT_EFFECT = {
 }
 
 
-def settings_not_applied(model: Any) -> dict[str, Any]:
+def settings_not_applied(model: Any) -> dict[str, str]:
     """The settings of the checkpoint's generation config that `generate` would follow and this project does not.
 
-    The spec decides how tokens are chosen, alone: a penalty of repetitions, say, would hide what damage does.
+    The spec alone decides how tokens are chosen: a penalty of repetitions, say, would hide what damage does.
     """
     given = model.generation_config.to_diff_dict()
-    left_out = DECIDED_BY_SPEC | WITHOUT_EFFECT
-    return {key: value for key, value in given.items() if key not in left_out and not key.startswith("_")}
+    decided = DECIDED_BY_SPEC | WITHOUT_EFFECT
+    left_out = {key: value for key, value in given.items() if key not in decided and not key.startswith("_")}
+    return {key: json.dumps(value, default=str) for key, value in sorted(left_out.items()) if value is not None}
 
 
 def _class_for(config: Any) -> Any:
