@@ -26,6 +26,14 @@ def choose_attention(config: Any) -> None:
         config._attn_implementation = None  # noqa: SLF001 - also that of its parts
 
 
+def repeat_on_cuda() -> None:
+    """Let attention on CUDA give the same bits again: cuDNN's does not, from run to run of the same steps.
+
+    tests/benchmarks/determinism.py measures it.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+
+
 def as_attention_takes(
     masks: Tensor | dict[str, Tensor], config: Any, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:

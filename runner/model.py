@@ -19,7 +19,7 @@ import transformers
 from attrs import frozen
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from runner.attention import choose_attention
+from runner.attention import choose_attention, repeat_on_cuda
 from runner.container import inside_image
 from runner.errors import SetupError, SpecError
 from runner.gpu import why_no_gpu
@@ -163,8 +163,7 @@ def load_model(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number
         )
     if device.type == "cuda":
-        # With cuDNN's attention the same steps give other bits from run to run (tests/benchmarks/README.md).
-        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+        repeat_on_cuda()
     if load_4bit or device.type == "cuda":
         spread = may_spread and not load_4bit and not _fits(config, number.itemsize, device)
         options["device_map"] = "auto" if spread else {"": device}
