@@ -37,8 +37,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FUSED = ("gemma3", "llama")
 CASES = [(kind, engine) for kind in MODELS for engine in ("plain", "graph")] + [(kind, "fused") for kind in FUSED]
-    (kind, engine) for kind in MODELS for engine in ("plain", "graph", "fused") if engine != "fused" or kind in FUSED
-]
 
 
 @pytest.fixture(params=CASES, ids="-".join)
