@@ -21,8 +21,8 @@ from runner.plan import Condition, Job, Visit, conditions_of, jobs_of, most_ques
 from runner.provenance import Sidecar
 from runner.question import Question, Shape, View
 from runner.record import experiment_id, guarded_settings
-from runner.results import Record, ResultsFile, key_of, open_results, results_path
 from runner.reference import Agreement
+from runner.results import Record, ResultsFile, key_of, open_results, results_path
 from runner.sampling import Sampling
 from runner.scribe import Finding, Scribe
 from runner.spec import Spec
