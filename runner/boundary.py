@@ -11,24 +11,27 @@ from pathlib import Path
 from runner.errors import DegradeError, SetupError
 from runner.redact import redact
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+_MACHINE |= {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 _SHOWN_CHARACTERS = 300
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line; its type where it says nothing."""
+    """What an error says, on one line (with the next, where that only announces it); its type where it says nothing."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - a stranger's exception may fail even at this
         text = ""
     lines = [" ".join("".join(c if c.isprintable() else " " for c in line).split()) for line in text.splitlines()]
-    return next((line[:_SHOWN_CHARACTERS] for line in lines if line), type(error).__name__)
+    first, *others = [line for line in lines if line] or [type(error).__name__]
+    whole = f"{first} {others[0]}" if first.endswith(":") and others else first
+    return whole[:_SHOWN_CHARACTERS]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: Python's own error, and torch's for GPU and CPU, which need no import of torch here."""
     torch_says = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return isinstance(error, MemoryError) or torch_says or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or torch_says or "DefaultCPUAllocator" in first_line(error)
 
 
 def foreseen(error: BaseException) -> DegradeError | None:
@@ -40,7 +43,7 @@ def foreseen(error: BaseException) -> DegradeError | None:
             "out of memory. Use a smaller generation.max_batch_size, dtype or model, or a larger machine; "
             "everything finished is saved"
         )
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""
         return SetupError(f"{where}{os.strerror(error.errno)}. Everything finished is saved: mend that and run again")
     return None

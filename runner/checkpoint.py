@@ -5,6 +5,7 @@ A checkpoint that is not whole would be studied with random weights, or ask for 
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,11 @@ def check_folder(folder: Path) -> None:
             _check_numbers(folder / name, _read_table(folder / name))
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, is_gguf: bool = False) -> None:
     """Refuse a file that holds nothing, or only says where its content is.
 
     Raises:
-        SetupError: it cannot be read, is empty or a git-lfs pointer, or a .gguf file does not begin as one.
+        SetupError: it cannot be read, is empty or a git-lfs pointer, or is to be a GGUF and does not begin as one.
     """
     try:
         with path.open("rb") as file:
@@ -68,7 +69,7 @@ def check_file(path: Path) -> None:
         raise SetupError(f"model.id: {path} is a git-lfs pointer, not the file itself. Run: git lfs pull")
     if not start and path.suffix in (*WEIGHTS, ".json"):
         raise SetupError(f"model.id: {path} is empty. Download or save it again.")
-    if path.suffix == ".gguf" and not start.startswith(b"GGUF"):
+    if (is_gguf or path.suffix == ".gguf") and not start.startswith(b"GGUF"):
         raise SetupError(f"model.id: {path} is no GGUF file: it begins with {start[:4]!r}")
 
 
@@ -123,7 +124,7 @@ def quantisation_of(config: Any) -> dict[str, Any] | None:
         SetupError: it is no table.
     """
     for part in (config, config.get_text_config()):
-        found = getattr(part, "quantization_config", None)
+        found = getattr(part, "quantization_config", getattr(part, "compression_config", None))
         if found is None:
             continue
         table = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
@@ -174,8 +175,19 @@ def check_report(model: Any, report: Mapping[str, Any], path: str) -> None:
         raise SetupError(
             f"model.id: {path}: the weights are quantised, and config.json does not say how: {_some(scales)}"
         )
+    kinds = {_kind(name) for name in parameters}
+    if layers := [key for key in unexpected if _kind(key) in kinds]:
+        raise SetupError(
+            f"model.id: {path}: its files hold {len(layers)} more tensors of the kinds that the model has: "
+            f"{_some(layers)}. config.json describes a smaller model; they do not belong together."
+        )
     if unexpected:
         logger.warning("%s: %d tensors of its files are not used: %s", path, len(unexpected), _some(unexpected))
+
+
+def _kind(name: str) -> str:
+    """The name of a tensor without the number of its layer or expert."""
+    return re.sub(r"\.[0-9]+\.", ".N.", name)
 
 
 def _some(names: Iterable[str]) -> str:

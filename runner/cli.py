@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     place: list[Path] = []  # of the log, as soon as it is known
     try:
+        _reopen_closed_streams()
         code = _obey(arguments, place)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -104,6 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _nobody_reads()
         return _failed(error, arguments, place)
     return code
+
+
+def _reopen_closed_streams() -> None:
+    """Give closed standard streams to nobody: a results file that got the number of one would hold what they print."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
 
 
 def _obey(arguments: list[str], place: list[Path]) -> int:
@@ -222,16 +230,25 @@ def _stopped(how: str, exit_code: int) -> int:
 
 
 def _nobody_reads() -> int:
-    """End as quietly as a program that SIGPIPE ends; the interpreter's own last flush must not complain either."""
+    """End as quietly as a program that SIGPIPE ends."""
+    _discard_output()
+    return NOBODY_READS
+
+
+def _discard_output() -> None:
+    """Let what cannot be written go nowhere: the interpreter flushes once more at its end, and would complain."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return NOBODY_READS
 
 
 def _failed(error: BaseException, arguments: list[str], place: list[Path]) -> int:
     """Say what an error means, and where it was not foreseen keep its trace."""
     from runner.boundary import first_line, foreseen, keep_trace
 
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard_output()
     if (known := foreseen(error)) is not None:
         return _say(str(known), known.exit_code)
     log = keep_trace(error, arguments, place[0] if place else None)
@@ -242,7 +259,7 @@ def _failed(error: BaseException, arguments: list[str], place: list[Path]) -> in
 def _say(message: str, exit_code: int) -> int:
     from runner.redact import redact
 
-    with suppress(OSError, AttributeError):  # nobody reads stderr, or it is closed
+    with suppress(OSError):  # nobody reads stderr
         print(f"degrade: {redact(message)}", file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice
     return exit_code
 

@@ -61,7 +61,7 @@ def load(loader: Any, source: Source, **options: Any) -> Any:
     if source.on_hub:
         use_cache_alone_if_hub_is_away()
     elif source.gguf:
-        check_file(source.gguf)
+        check_file(source.gguf, is_gguf=True)
     else:
         check_folder(Path(source.path))
     revision = source.arguments.get("revision", "main") if source.on_hub else None
@@ -116,7 +116,7 @@ def with_weights(source: Source, config: Any, dtype: torch.dtype) -> Source:
 def _copy(source: Source, kind: str, unpack: Callable[[Path], None]) -> Source:
     if source.gguf is None:
         return source
-    check_file(source.gguf)
+    check_file(source.gguf, is_gguf=True)
     folder = copy_of(source.gguf, kind, unpack)
     return source if folder is None else Source(str(folder), {})
 

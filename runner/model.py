@@ -32,12 +32,12 @@ def locate(model: Model) -> Source:
     """
     if model.id.startswith("package:"):
         return _in_package(model.id.removeprefix("package:"), model.revision)
-    path = Path(model.id).expanduser()
+    path = _local(model.id)
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - a name that is too long is no file either
             raise SetupError(f"model.id: there is no file {path}")
         return Source(str(path.parent), {"gguf_file": path.name})
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         return Source(str(path), {})
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.id):
         raise SpecError(f"model.id: {model.id!r} is no folder, no .gguf file, no package:PKG/FILE.gguf and no Hub id")
@@ -45,9 +45,20 @@ def locate(model: Model) -> Source:
     return Source(model.id, {"revision": model.revision or "main", "token": os.environ.get("HF_TOKEN") or False})
 
 
+def _local(name: str) -> Path:
+    """A path on this machine."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # of a user that does not exist
+        return Path(name)
+
+
 def package_folder(package: str) -> Path | None:
     """Where an installed package has its files; None where there is no such package."""
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # `__main__` has none
+        return None
     return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
 
 
@@ -59,10 +70,15 @@ def _in_package(path: str, revision: str | None) -> Source:
     folder = package_folder(package)
     if folder is None:
         raise SetupError(f"model.id: the package {package} is not installed. Run: {command}")
-    installed = importlib.metadata.version(distribution)
+    try:
+        installed = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        installed = "an unknown version"
     if revision and installed != revision:
-        raise SetupError(f"model.revision: {distribution} {installed} is installed, {revision} wanted. Run: {command}")
-    if not (folder / file).is_file():
+        raise SetupError(
+            f"model.revision: {distribution} is installed in {installed}, {revision} wanted. Run: {command}"
+        )
+    if not os.path.isfile(folder / file):  # noqa: PTH113 - as above
         raise SetupError(f"model.id: there is no {file} in {folder}")
     return Source(str(folder), {"gguf_file": file})
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def find_prompts(name: str, spec_folder: Path) -> Path:
         raise SpecError(f"prompts: {name!r} is no module name: write the name of a file in prompts/, without .py")
     folders = [spec_folder.resolve().parent / "prompts", spec_folder.resolve() / "prompts", find_shipped("prompts")]
     for folder in folders:
-        if (path := folder / f"{name}.py").is_file():
+        if os.path.isfile(path := folder / f"{name}.py"):  # noqa: PTH113 - a name that is too long is no file either
             return path
     known = sorted({file.stem for folder in folders for file in folder.glob("*.py")})
     searched = ", ".join(str(folder) for folder in dict.fromkeys(folders))

@@ -1,6 +1,7 @@
 """The spec: one TOML file as frozen classes, read strictly, merged, overridden, and written back."""
 
 import datetime as dt
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,7 +22,7 @@ FileName = Annotated[
     str, Rule("a word of letters, digits, '_', '-' and '.'", lambda s: s.strip("._-") and _is_file_name(s))
 ]
 
-MOST_REPEATS = 1_000_000
+MOST_REPEATS = MOST_MODELS = 1_000_000
 TEXT_SEQUENCE_LENGTH, IMAGE_SEQUENCE_LENGTH = 512, 1024
 
 
@@ -88,6 +89,12 @@ class Perplexity:
             raise ValueError("compute = true needs a text to measure")
 
 
+def _not_too_many(spec: "Spec") -> Iterator[str]:
+    models = spec.run.n_rep * sum(len(sweep.resolved_levels()) for sweep in spec.sweeps)
+    if models > MOST_MODELS:
+        yield f"run.n_rep: {spec.run.n_rep} repeats of all levels are {models:,} damaged models, over {MOST_MODELS:,}"
+
+
 # What these look at may lack the fields that are wrong in themselves.
 def _names_once(spec: "Spec") -> Iterator[str]:
     names = [sweep.name for sweep in spec.sweeps if hasattr(sweep, "name")]
@@ -119,7 +126,7 @@ def _layers_of_one(spec: "Spec") -> Iterator[str]:
 class Spec:
     """A whole run."""
 
-    checks: ClassVar = (_names_once, _own_names, _groups_known, _layers_of_one)
+    checks: ClassVar = (_names_once, _own_names, _groups_known, _layers_of_one, _not_too_many)
 
     name: FileName
     name_suffix: FileName | None = None
@@ -175,9 +182,9 @@ def find_shipped(kind: str) -> Path:
 def find_spec(argument: str) -> Path:
     """The file that a SPEC of the command line means: a path, or the name of a spec that ships."""
     path = Path(argument)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - a name that is too long is no file either
         return path
-    if path.name == argument and (found := find_shipped("specs") / f"{path.stem}.toml").is_file():
+    if path.name == argument and os.path.isfile(found := find_shipped("specs") / f"{path.stem}.toml"):  # noqa: PTH113
         return found
     known = sorted(file.stem for file in find_shipped("specs").glob("*.toml"))
     raise SpecError(f"{argument}: no such spec file{suggestion(path.stem, known)}")
@@ -206,6 +213,8 @@ def load_spec(
         spec = _converter.structure(tables, Spec)
     except cattrs.BaseValidationError as error:
         found += problems(error)
+    except RecursionError:
+        found.append("its tables or lists are nested too deeply")
     found += check(tables, path.parent) if check else ()
     if spec is None or found:
         raise SpecError("\n  ".join([f"{path}:", *found]))

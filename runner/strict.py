@@ -112,6 +112,8 @@ def _structure_plain(value: Any, wanted: Any) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise ValueError(f"{value!r} is not {PLAIN_TYPES[wanted]}")
+    if wanted is int and not -(2**63) <= value < 2**63:
+        raise ValueError("a number of so many digits is not a whole number of TOML, which has 64 bits")
     return value
 
 
@@ -200,7 +202,7 @@ def _partial(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
     if attrs.has(plain) and isinstance(value, dict):
         found = SimpleNamespace()
         for field in attrs.fields(plain):
-            with suppress(ValueError, KeyError, cattrs.BaseValidationError):
+            with suppress(Exception):
                 default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
                 given = _partial(converter, value[field.name], field.type) if field.name in value else default
                 if given is not attrs.NOTHING:

@@ -13,18 +13,28 @@ def read_merged(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         SpecError: a file cannot be read, or extends itself.
     """
-    if path.resolve() in seen:
-        raise SpecError(f"{path}: extends itself: {' -> '.join(str(p) for p in (*seen, path.resolve()))}")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read as TOML: {error}") from None
+    place, tables = _read(path)
+    if place in seen:
+        raise SpecError(f"{path}: extends itself: {' -> '.join(str(p) for p in (*seen, place))}")
     parent = tables.pop("extends", None)
     if parent is None:
         return tables
     if not isinstance(parent, str):
         raise SpecError(f"{path}:\n  extends: {parent!r} is not a string")
-    return _merge(read_merged(path.parent / parent, (*seen, path.resolve())), tables)
+    return _merge(read_merged(path.parent / parent, (*seen, place)), tables)
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The whole path of a file, and its tables."""
+    try:
+        place = path.resolve()
+        if place.exists() and not place.is_file():  # a device or a pipe could be read for ever
+            raise SpecError(f"{path}: cannot be read as TOML: it is no regular file")
+        return place, tomllib.loads(place.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise SpecError(f"{path}: cannot be read as TOML: it is nested too deeply") from None
+    except (OSError, ValueError, RuntimeError) as error:  # the last is a circle of links
+        raise SpecError(f"{path}: cannot be read as TOML: {error}") from None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +57,7 @@ def apply(override: str, tables: dict[str, Any]) -> None:
         raise SpecError(f"--set {override}: write KEY=VALUE, for example run.n_rep=2")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         hint = f"""--set '{path}="{text}"'"""
         raise SpecError(f"--set {override}: {text!r} is not a TOML value; a string needs quotes: {hint}") from None
     *parents, last = path.strip().split(".")
