@@ -59,7 +59,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
             continue
         top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         file = "memory.limit_in_bytes" if controllers else "memory.max"
-        folder = Path(os.path.normpath(top / group.lstrip("/")))
+        folder = top / os.path.normpath(f"/{group}").lstrip("/")
         for place in (folder, *folder.parents):
             if place.is_relative_to(top):
                 limits += [int(text) for text in _lines(place / file) if text.isdigit()]

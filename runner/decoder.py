@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from runner.attention import as_attention_takes, attention_masks
 from runner.cache import SlotLayer, Slots
-from runner.errors import SetupError
 from runner.placement import input_device
 from runner.question import REASONS, Answer, Question, Shape, View
 from runner.sampling import Sampling, next_tokens, row_streams
@@ -134,7 +134,7 @@ class Decoder:
         masks = attention_masks(self.config, first, slots, length, shown)
         outputs = self.model(
             **({"input_ids": ids} if view is None else {"inputs_embeds": self._embed(ids, view)}),
-            attention_mask=self._as_attention_takes(masks),
+            attention_mask=as_attention_takes(masks, self.config, self.dtype),
             position_ids=(slots - first[:, None]).clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
@@ -143,52 +143,9 @@ class Decoder:
         logits: Tensor = outputs.logits[:, -1]
         return logits
 
-    def _as_attention_takes(self, masks: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """Boolean masks, or what eager attention adds to its scores: nothing, or the least number there is."""
-        if self.config._attn_implementation != "eager":  # noqa: SLF001 - where transformers keeps it
-            return masks
-        if isinstance(masks, dict):
-            return {kind: _additive(mask, self.dtype) for kind, mask in masks.items()}
-        return _additive(masks, self.dtype)
-
     def _embed(self, ids: Tensor, view: View) -> Tensor:
         """Embeddings of prompts [rows, width, hidden size], the picture's features where its tokens stand."""
         shown = ids == view.token_id
         embedded: Tensor = self.model.get_input_embeddings()(ids.masked_fill(shown, self.pad))
         place = (shown.cumsum(dim=1) - 1).clamp(0, len(view.features) - 1)
         return torch.where(shown[..., None], view.features[place], embedded)
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a mask is true, elsewhere the least number of a dtype, behind which the softmax gives exactly 0."""
-    return torch.zeros((), dtype=dtype, device=mask.device).where(mask, torch.finfo(dtype).min)
-
-
-def attention_masks(
-    config: Any, first: Tensor, slots: Tensor, length: int, picture: Tensor | None = None
-) -> Tensor | dict[str, Tensor]:
-    """What the tokens at `slots` [rows, queries] may read of `length` slots: [rows, 1, queries, length].
-
-    A row's tokens begin at slot `first` [rows]. Causal, and within the sliding window for the layers that have one. A
-    padding token reads itself, since a softmax over nothing is not a number. A model with both kinds of layer takes a
-    mask for each. Tokens of one `picture` [rows, queries], which then are all slots, read each other in every layer.
-
-    Raises:
-        SetupError: the model has layers of another kind.
-    """
-    slot = torch.arange(length, device=slots.device)
-    distance = slots[..., None] - slot
-    full = (((slot >= first[:, None, None]) & (distance >= 0)) | (distance == 0))[:, None]
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise SetupError(f"the model has {', '.join(sorted(unknown))} layers; only full and sliding attention is known")
-    sliding = full if window is None else full & (distance < window)[:, None]
-    if picture is not None:
-        begins = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
-        block = begins.cumsum(dim=1) * picture
-        together = ((block[:, :, None] == block[:, None, :]) & picture[:, None, :])[:, None]
-        full, sliding = full | together, sliding | together
-    if window is None or kinds == {"full_attention"}:
-        return full
-    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding

@@ -14,7 +14,7 @@ from runner.engine import Engine
 from runner.generate import Generator
 from runner.lab import Lab, set_up
 from runner.logs import Meter, log_file
-from runner.model import end_tokens, pad_token
+from runner.model import end_tokens, pad_token, settings_not_applied
 from runner.patient import Patient
 from runner.perplexity import perplexity
 from runner.plan import Condition, Job, Visit, conditions_of, jobs_of, most_questions, visits_of
@@ -218,6 +218,9 @@ def start_check(lab: Lab, generator: Generator) -> Start:
     ends = [ask(lab, index, lab.spec.run.seed) for index in longest_and_shortest(lab.token_ids)]
     agreement = generator.check_reference(ends, lab.sight.examples if lab.sight else ())
     seconds = time.perf_counter() - started
+    if left_out := settings_not_applied(lab.model):
+        listed = ", ".join(f"{key} = {value}" for key, value in left_out.items())
+        logger.warning("the checkpoint's generation_config has %s: not applied, the spec decides alone", listed)
     generator.find_engine([ask(lab, index, lab.spec.run.seed) for index in range(len(lab.prompts))])
     logger.info(
         "decoding %d rows with engine %s; logits are the model's own to %.1g of their spread (%.1f s)",
@@ -250,6 +253,10 @@ def open_sidecar(lab: Lab, experiment: Experiment, start: Start) -> Sidecar:
         "machine": provenance.machine_facts(lab.device),
         "engine": asdict(start.engine),
         "start_check": asdict(start.agreement),
+        "generation_config": {
+            "end_tokens": end_tokens(lab.model, lab.tokenizer),
+            "not_applied": settings_not_applied(lab.model),
+        },
         "model": lab.model_facts(),
         "prompts_digest": provenance.prompts_digest(lab.prompts),
         "picture": lab.sight.digest if lab.sight else "none",

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ import huggingface_hub
 import torch
 import transformers
 
+from runner.attention import choose_attention, repeat_on_cuda
 from runner.checkpoint import check_quantisation, quantisation_of, warn_of_nonfinite
 from runner.container import inside_image
 from runner.errors import SetupError, SpecError
@@ -116,7 +118,10 @@ def quieten() -> None:
 
 def load_config(source: Source) -> Any:
     """The model's configuration alone."""
-    return load(transformers.AutoConfig, without_weights(source))
+    config = load(transformers.AutoConfig, without_weights(source))
+    with in_words(source.path):
+        choose_attention(config)
+    return config
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -150,6 +155,8 @@ def load_model(
     if load_4bit:
         options |= _in_4_bits(config, number)
     spread = may_spread and not load_4bit and device.type == "cuda" and not _fits(config, number.itemsize, device)
+    if device.type == "cuda":
+        repeat_on_cuda()
     if load_4bit or device.type == "cuda":
         options["device_map"] = "auto" if spread else {"": device}
     model = load_whole(source, config, **options)
@@ -208,11 +215,12 @@ WITHOUT_EFFECT = {
 }
 
 
-def settings_not_applied(model: Any) -> dict[str, Any]:
+def settings_not_applied(model: Any) -> dict[str, str]:
     """The settings of the checkpoint's generation config that `generate` would follow and this project does not.
 
-    The spec decides how tokens are chosen, alone: a penalty of repetitions, say, would hide what damage does.
+    The spec alone decides how tokens are chosen: a penalty of repetitions, say, would hide what damage does.
     """
     given = model.generation_config.to_diff_dict()
-    left_out = DECIDED_BY_SPEC | WITHOUT_EFFECT
-    return {key: value for key, value in given.items() if key not in left_out and not key.startswith("_")}
+    decided = DECIDED_BY_SPEC | WITHOUT_EFFECT
+    left_out = {key: value for key, value in given.items() if key not in decided and not key.startswith("_")}
+    return {key: json.dumps(value, default=str) for key, value in sorted(left_out.items()) if value is not None}

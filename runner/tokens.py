@@ -1,12 +1,14 @@
 """Prompts, and the text whose perplexity is measured, as the token ids that the model reads; refused if it cannot."""
 
+import datetime as dt
 import logging
-from collections.abc import Callable, Sequence
-from datetime import date
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from attrs import frozen
+from transformers.utils import chat_template_utils
 
 from runner.errors import DegradeError, SetupError, SpecError
 from runner.images import Picture, find_picture, load_picture
@@ -65,23 +67,19 @@ def _tokenise(spec: Spec, material: Material, source: Source) -> Tokens:
     prompts = material.prompts
     config = load_config(source)
     check_family(config)
+    _check_characters(prompts)
     sight = None
-    if material.picture is None:
-        tokenizer = load_tokenizer(source)
-        ids = [encode(tokenizer, prompt.text, spec.run.date) for prompt in prompts]
-    else:
-        check_takes_pictures(config)
-        processor, image = load_processor(source), material.picture.image
-        tokenizer = processor.tokenizer
-        _check_words(prompts, picture_words(processor))
-
-        def encoded(index: int) -> Any:
-            text = prompts[index].text
-            return _templated(lambda: encode_with_picture(processor, text, image, told(spec.run.date)), text)
-
-        ids = [encoded(index)["input_ids"][0].tolist() for index in range(len(prompts))]
-        sight = sight_of(config, [encoded(index) for index in longest_and_shortest(ids)], material.picture.digest)
-        _check_places(prompts, ids, sight.token_id)
+    with clock_of_templates(spec.run.date):
+        if material.picture is None:
+            tokenizer = load_tokenizer(source)
+            ids = [encode(tokenizer, prompt.text) for prompt in prompts]
+        else:
+            check_takes_pictures(config)
+            processor = load_processor(source)
+            tokenizer = processor.tokenizer
+            ids, sight = _with_picture(config, processor, prompts, material.picture)
+    if not tokenizer.chat_template and sight is None:
+        logger.warning("%s has no chat template: the model continues each prompt as plain text", spec.model.id)
     _warn_of_special_tokens(tokenizer, prompts)
     _check_vocabulary(config, tokenizer, prompts, ids)
     _check_fit(spec, prompts, ids)
@@ -102,11 +100,10 @@ def longest_and_shortest(ids: Sequence[Sequence[int]]) -> list[int]:
     return [longest] if len(ids[longest]) == len(ids[shortest]) else [longest, shortest]
 
 
-def encode(tokenizer: Any, text: str, day: date | None = None) -> list[int]:
+def encode(tokenizer: Any, text: str) -> list[int]:
     """A prompt as one user turn of the model's chat template, generation prompt added; plain where there is none.
 
-    The template writes the beginning-of-sequence token itself; the tokenizer would add a second one. `day` is what a
-    template that asks for the date is told.
+    The template writes the beginning-of-sequence token itself; the tokenizer would add a second one.
 
     Raises:
         SetupError: the template raises, or leaves the text out.
@@ -115,16 +112,31 @@ def encode(tokenizer: Any, text: str, day: date | None = None) -> list[int]:
         return list(tokenizer(text).input_ids)
     turn = [{"role": "user", "content": text}]
     templated = _templated(
-        lambda: tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **told(day)), text
+        lambda: tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True), text
     )
     if text.strip() not in templated:
         raise SetupError(f"model.id: the chat template leaves out the prompt {text!r}: {templated!r}")
     return list(tokenizer(templated, add_special_tokens=False).input_ids)
 
 
-def told(day: date | None) -> dict[str, Callable[[str], str]]:
-    """What a chat template is told when it asks for the time: the start of a day, so that prompts never change."""
-    return {} if day is None else {"strftime_now": day.strftime}
+@contextmanager
+def clock_of_templates(day: dt.date) -> Iterator[None]:
+    """Let chat templates that ask for the time be told the start of a day, so that prompts do not change by the clock.
+
+    transformers takes no functions for a template beside its own `strftime_now`, which reads this name.
+    """
+
+    class Clock(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Self:
+            return cls(day.year, day.month, day.day, tzinfo=tz)
+
+    before = chat_template_utils.datetime
+    chat_template_utils.datetime = Clock
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = before
 
 
 def _templated(apply: Callable[[], Any], text: str) -> Any:
@@ -139,6 +151,22 @@ def _templated(apply: Callable[[], Any], text: str) -> Any:
         ) from error
 
 
+def _with_picture(
+    config: Any, processor: Any, prompts: Sequence[Prompt], picture: Picture
+) -> tuple[list[list[int]], Sight]:
+    """The token ids of prompts that show a picture, and what the model needs to see it."""
+    _check_words(prompts, picture_words(processor))
+
+    def encoded(index: int) -> Any:
+        text = prompts[index].text
+        return _templated(lambda: encode_with_picture(processor, text, picture.image), text)
+
+    ids = [encoded(index)["input_ids"][0].tolist() for index in range(len(prompts))]
+    sight = sight_of(config, [encoded(index) for index in longest_and_shortest(ids)], picture.digest)
+    _check_places(prompts, ids, sight.token_id)
+    return ids, sight
+
+
 def _perplexity_ids(spec: Spec, config: Any, tokenizer: Any) -> list[int]:
     """The tokens of the text whose perplexity is measured; none where it is not."""
     if not spec.perplexity.compute:
@@ -150,6 +178,17 @@ def _perplexity_ids(spec: Spec, config: Any, tokenizer: Any) -> list[int]:
         )
     check_length(config, len(ids), "perplexity.text")
     return ids
+
+
+def _check_characters(prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that are no text: half of a surrogate pair has no UTF-8."""
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            prompt.text.encode()
+        except UnicodeEncodeError as error:
+            raise SpecError(
+                f"prompts: entry {number} holds half a character (a lone surrogate) at {error.start}: {prompt.text!r}"
+            ) from None
 
 
 def _check_words(prompts: Sequence[Prompt], words: Sequence[str]) -> None:

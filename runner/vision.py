@@ -5,7 +5,6 @@ reached it. How prompt and picture become tokens and numbers is the model's own 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -69,12 +68,8 @@ def picture_words(processor: Any) -> list[str]:
     return sorted({word for word in texts if word})
 
 
-def encode_with_picture(
-    processor: Any, text: str, picture: Image.Image, told: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Tensor]:
+def encode_with_picture(processor: Any, text: str, picture: Image.Image) -> dict[str, Tensor]:
     """A prompt as one user turn, the picture first, by the processor's chat template; generation prompt added.
-
-    `told` is what the template can ask for beside the turn.
 
     Raises:
         SetupError: the processor has no chat template.
@@ -89,7 +84,6 @@ def encode_with_picture(
             return_dict=True,
             add_generation_prompt=True,
             return_tensors="pt",
-            **told,
         )
     )
 

@@ -64,7 +64,7 @@ def configure(folder: Path, **fields: Any) -> None:
          ["30 tensors of the model are not in its files", "lm_head.weight", "27 more", "_orig_mod.lm_head.weight"]),
         (lambda w: {key: value for key, value in w.items() if not key.startswith("model.layers.2.mlp.")},
          ["3 tensors", "model.layers.2.mlp.down_proj.weight", "would be random"]),
-        (lambda w: {key: value for key, value in w.items() if key != "lm_head.weight"}, ["1 tensors", "lm_head.weight"]),
+        (lambda w: {key: value for key, value in w.items() if key != "lm_head.weight"}, ["1 tensors", "lm_head"]),
         (lambda w: w | {"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 64)},
          ["model.layers.1.mlp.up_proj.weight", "[3, 64] in the file", "[128, 64] in the model"]),
         (lambda w: w | {"model.layers.3.mlp.up_proj.weight": torch.zeros(128, 64)},

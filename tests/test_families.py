@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, str, str]]] = {
         FALCON,
     ),
     "falcon multi-query": ("FalconConfig", SIZES | {"multi_query": True}, FALCON),
-    "falcon old": ("FalconConfig", SIZES | {"multi_query": False, "parallel_attn": False, "alibi": True}, FALCON),
+    "falcon old": ("FalconConfig", SIZES | {"multi_query": False, "parallel_attn": False}, FALCON),
     "opt": ("OPTConfig", SIZES | {"ffn_dim": 24, "word_embed_proj_dim": 16}, OPT),
     "opt after": ("OPTConfig", SIZES | {"ffn_dim": 24, "do_layer_norm_before": False}, OPT),
     "mixtral": ("MixtralConfig", GROUPED | SPARSE | {"num_local_experts": 3}, EXPERTS),
@@ -116,7 +116,6 @@ def watch_attention(modeling: Any, seen: Seen, monkeypatch: pytest.MonkeyPatch) 
 
     for owner, name, watched in (
         (modeling, "eager_attention_forward", attend),
-        (getattr(modeling, "BloomAttention", None), "_reshape", split),
         (getattr(modeling, "FalconAttention", None), "_split_heads", split),
     ):
         if hasattr(owner, name):

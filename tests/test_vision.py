@@ -18,9 +18,10 @@ from runner.generate import Generator
 from runner.groups import find_targets
 from runner.projections import join_projections
 from runner.question import Question, Shape, View
+from runner.reference import STEPS
 from runner.sampling import Sampling
 from runner.selection import Group, Selection
-from runner.vision import Sight, check_agreement, damages_sight, encode_with_picture, sight_of
+from runner.vision import Sight, damages_sight, encode_with_picture, sight_of
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 TEXTS = ("Who?", "What is happening in this picture, and to whom?", "Why")
@@ -96,7 +97,7 @@ class Subject:
 
     def sight(self, image: Image.Image) -> Sight:
         """What the model needs to see an image."""
-        return sight_of(self.model.config, encode_with_picture(self.processor, "Who?", image), "digest")
+        return sight_of(self.model.config, [encode_with_picture(self.processor, "Who?", image)], "digest")
 
     def generator(self, image: Image.Image) -> Generator:
         """A generator that shows an image with every prompt."""
@@ -158,12 +159,14 @@ def test_the_picture_matters(subject: Subject) -> None:
 
 
 def test_the_models_own_way_is_checked(subject: Subject) -> None:
-    """Logits as the model's own are fine; others, as a family with other masks would give, are refused."""
-    inputs = encode_with_picture(subject.processor, TEXTS[1], picture())
-    logits = subject.generator(picture()).logits_behind(inputs["input_ids"][0].tolist())
-    check_agreement(subject.model, inputs, logits)
-    with pytest.raises(SetupError, match="not supported"):
-        check_agreement(subject.model, inputs, logits.roll(1))
+    """Logits as the model's own are fine; another picture, or other masks, as another family may have, are refused."""
+    examples = [encode_with_picture(subject.processor, text, picture()) for text in (TEXTS[1], TEXTS[0])]
+    questions = [Question(inputs["input_ids"][0].tolist(), "any", 1) for inputs in examples]
+    agreement = subject.generator(picture()).check_reference(questions, examples)
+    assert agreement.difference < 1e-5
+    assert agreement.tokens == 2 * (1 + STEPS)
+    with pytest.raises(SetupError, match="does not fit"):
+        subject.generator(picture("yellow")).check_reference(questions, examples)
 
 
 def test_damage_reaches_the_vision_tower_only_if_asked_to() -> None:

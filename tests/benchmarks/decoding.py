@@ -196,7 +196,7 @@ def with_picture(model: Any) -> Number:
     config = model.config
     size, device = config.vision_config.image_size, model.device
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
-    sight = Sight(digest="", example={"pixel_values": pixels}, token_id=config.image_token_id, both_ways=True)
+    sight = Sight(digest="", examples=[{"pixel_values": pixels}], token_id=config.image_token_id, both_ways=True)
     found: Number = {}
     for name in ("without", "with"):
         shown = [sight.token_id] * config.mm_tokens_per_image if name == "with" else []
