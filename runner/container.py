@@ -6,6 +6,7 @@ from pathlib import Path
 from runner.errors import SetupError
 
 MOUNTS = Path("/proc/self/mountinfo")
+LEFT_BY_COPYING = " \t\r\n\v\f\"'\ufeff"  # blanks, quotes, a byte order mark
 UNLIMITED = 2**60  # version 1 has no word for it, but a number just below 2**63
 GONE_WITH_CONTAINER = {"overlay", "tmpfs", "ramfs"}
 
@@ -25,7 +26,7 @@ def read_token() -> None:
     path = os.environ.get("HF_TOKEN_FILE")
     if path and not token.strip():
         token, name = _read_token_file(path), f"HF_TOKEN_FILE: {path}"
-    bare = token.strip().strip("\"'").strip()
+    bare = token.strip(LEFT_BY_COPYING)
     if token.strip() and not bare:
         raise SetupError(f"{name}: holds quotes and no token")
     if not all("!" <= char <= "~" for char in bare):

@@ -58,9 +58,10 @@ def test_a_token_from_a_file(degrade: Command, tmp_path: Path) -> None:
         assert "HF_TOKEN_FILE" in failed.stderr
 
 
-@pytest.mark.parametrize(
-    "text", [f"{'hf_' + '7' * 30}\r\n", f"  {'hf_' + '7' * 30} ", f'"{"hf_" + "7" * 30}"', f"'{'hf_' + '7' * 30}'\n"]
-)
+BARE = "hf_" + "7" * 30
+
+
+@pytest.mark.parametrize("text", [f"{BARE}\r\n", f"  {BARE} ", f'"{BARE}"', f"'{BARE}'\n", f"\ufeff{BARE}"])
 @pytest.mark.parametrize("by_file", [False, True])
 def test_what_copying_leaves_around_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, *, by_file: bool
@@ -70,7 +71,7 @@ def test_what_copying_leaves_around_a_token(
     monkeypatch.setenv("HF_TOKEN", "" if by_file else text)
     monkeypatch.setenv("HF_TOKEN_FILE", str(tmp_path / "token") if by_file else "")
     read_token()
-    assert os.environ["HF_TOKEN"] == "hf_" + "7" * 30
+    assert os.environ["HF_TOKEN"] == BARE
 
 
 @pytest.mark.parametrize("text", ["hf_7 hf_8", "hf_7\nhf_8", "hf_é", '""', "hf_\x1b7"])
