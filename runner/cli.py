@@ -6,20 +6,19 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from attrs import evolve
+from runner.errors import SetupError, SpecError, Terminated
 
-from runner.container import check_results_stay, read_token_file
-from runner.errors import DegradeError, SetupError
-from runner.provenance import versions
-from runner.spec import Spec, find_spec, load_spec
+if TYPE_CHECKING:  # everything that takes its time is imported behind the boundary that `main` is
+    from runner.spec import Spec
 
 logger = logging.getLogger("runner.cli")  # also where this module is the program itself
 
-INTERRUPTED, TERMINATED = 130, 143
+UNFORESEEN, NOBODY_READS, INTERRUPTED, TERMINATED = 1, 141, 130, 143
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING")
 
 DESCRIPTION = "Damage a language model on purpose, step by step, and record how its language breaks down."
@@ -27,8 +26,9 @@ EPILOG = """\
 degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
 degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
 
-exit codes: 0 done; 2 the spec or the command line is wrong; 3 the environment is (model, token, memory, results
-file); 130 or 143 interrupted. Whatever was finished is in the results files: run the same command again to go on."""
+exit codes: 0 done; 1 an error that nobody foresaw: two lines say which, and where its trace is; 2 the spec or the
+command line is wrong; 3 the environment is (model, token, memory, results file); 130 or 143 interrupted; 141 nobody
+reads the output any more. Whatever was finished is in the results files: run the same command again to go on."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +60,8 @@ def build_verify_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="degrade verify",
         description="Damage again and compare digests, without generating: is it the same experiment on this machine?",
-        epilog="exit codes: 0 every digest is equal; 1 some differ; 2 and 3 as for degrade",
+        epilog="exit codes: 0 every digest is equal; 1 some differ, which are listed, or an error that nobody foresaw; "
+        "others as for degrade",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results file, its sidecar beside it")
     parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
@@ -73,7 +74,7 @@ def build_report_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="degrade report",
         description="Measure every text, find the damage at which each measure breaks, and write one page about it.",
-        epilog="exit codes: 0 done; 2 and 3 as for degrade",
+        epilog="exit codes: as for degrade",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="results files, of one or more runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: report/ beside the first results file")
@@ -86,32 +87,80 @@ def build_report_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; returns its exit code. Whatever goes wrong ends here, as a sentence."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    place: list[Path] = []  # of the log, as soon as it is known
+    try:
+        _reopen_closed_streams()
+        code = _obey(arguments, place)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _stopped("interrupted", INTERRUPTED)
+    except Terminated:
+        return _stopped("terminated", TERMINATED)
+    except BrokenPipeError:
+        return _nobody_reads()
+    except BaseException as error:  # noqa: BLE001 - panics of Rust libraries included, which are no Exception
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # rich makes this of it
+            return _nobody_reads()
+        return _failed(error, arguments, place)
+    return code
+
+
+def _reopen_closed_streams() -> None:
+    """Give closed standard streams to nobody: a results file that got the number of one would hold what they print."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
+def _obey(arguments: list[str], place: list[Path]) -> int:
+    """What the command does, from its arguments on."""
     command = arguments[0] if arguments[:1] in (["verify"], ["report"]) else None
     parser, work = COMMANDS[command]
-    options = parser().parse_args(arguments[1:] if command else arguments)
+    try:
+        options = parser().parse_args(arguments[1:] if command else arguments)
+    except SystemExit as end:  # argparse has said why
+        return end.code if isinstance(end.code, int) else 0
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started this in the background
     # Bit-equal products whatever the alignment of their operands: a row's numbers then do not depend on where in a
     # batch it stands. MKL reads this when it is loaded, so it has to be set before torch is imported.
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else a thread of transformers asks the Hub for one
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries would fill a log
-    try:
-        read_token_file()
-        return work(options)
-    except DegradeError as error:
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; everything finished is saved, run the same command again to go on", INTERRUPTED)
-    except _Terminated:
-        return _fail("terminated; everything finished is saved, run the same command again to go on", TERMINATED)
+    if command is None and not options.dry_run:
+        place.append(options.results / "logs")
+    from runner.container import read_token
+
+    read_token()
+    return work(options)
 
 
-def _read(path: Path, options: argparse.Namespace) -> Spec:
-    spec = load_spec(path, options.overrides, options.sweeps)
-    return evolve(spec, model=evolve(spec.model, device=options.device)) if options.device else spec
+def _read_all(options: argparse.Namespace) -> "list[tuple[Path, Spec]]":
+    """Every spec, checked as far as that goes without a model.
+
+    Raises:
+        SpecError: with what is wrong in any of them.
+    """
+    from attrs import evolve
+
+    from runner.prompt import check_files
+    from runner.spec import find_spec, load_spec
+
+    found, wrong = [], []
+    for argument in options.specs:
+        try:
+            path = find_spec(argument)
+            spec = load_spec(path, options.overrides, options.sweeps, check=check_files)
+        except SpecError as error:
+            wrong.append(str(error))
+            continue
+        found.append((path, evolve(spec, model=evolve(spec.model, device=options.device)) if options.device else spec))
+    if wrong:
+        raise SpecError("\n".join(dict.fromkeys(wrong)))
+    return found
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -124,7 +173,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    specs = [(path, _read(path, options)) for path in map(find_spec, options.specs)]
+    from runner.container import check_results_stay
+    from runner.provenance import versions
+
+    specs = _read_all(options)
     if not options.dry_run:
         check_results_stay(options.results)
     from runner import logs
@@ -167,18 +219,48 @@ COMMANDS = {
 }
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; no `except` on the way may swallow it."""
-
-
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+    raise Terminated
 
 
-def _fail(message: str, exit_code: int) -> int:
+def _stopped(how: str, exit_code: int) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one could only spoil the message
+        signal.signal(number, signal.SIG_IGN)
+    return _say(f"{how}; everything finished is saved, run the same command again to go on", exit_code)
+
+
+def _nobody_reads() -> int:
+    """End as quietly as a program that SIGPIPE ends."""
+    _discard_output()
+    return NOBODY_READS
+
+
+def _discard_output() -> None:
+    """Let what cannot be written go nowhere: the interpreter flushes once more at its end, and would complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failed(error: BaseException, arguments: list[str], place: list[Path]) -> int:
+    """Say what an error means, and where it was not foreseen keep its trace."""
+    from runner.boundary import first_line, foreseen, keep_trace
+
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard_output()
+    if (known := foreseen(error)) is not None:
+        return _say(str(known), known.exit_code)
+    log = keep_trace(error, arguments, place[0] if place else None)
+    where = f"its trace is in {log}" if log else "its trace can be written nowhere"
+    return _say(f"unforeseen {type(error).__name__}: {first_line(error)}\n  {where}: please report both", UNFORESEEN)
+
+
+def _say(message: str, exit_code: int) -> int:
     from runner.redact import redact
 
-    print(f"degrade: {redact(message)}", file=sys.stderr)  # noqa: T201 - this is the command's own voice
+    with suppress(OSError):  # nobody reads stderr
+        print(f"degrade: {redact(message)}", file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice
     return exit_code
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from runner.errors import SetupError
 
 MOUNTS = Path("/proc/self/mountinfo")
+LEFT_BY_COPYING = " \t\r\n\v\f\"'\ufeff"  # blanks, quotes, a byte order mark
+UNLIMITED = 2**60  # version 1 has no word for it, but a number just below 2**63
 GONE_WITH_CONTAINER = {"overlay", "tmpfs", "ramfs"}
 
 
@@ -14,24 +16,62 @@ def inside_image() -> bool:
     return bool(os.environ.get("DEGRADE_IMAGE"))
 
 
-def read_token_file() -> None:
-    """Take the Hub's token from the file that HF_TOKEN_FILE names, unless HF_TOKEN is set.
+def read_token() -> None:
+    """Make HF_TOKEN what a request can carry: without what copying left around it; from HF_TOKEN_FILE if it is not set.
 
     Raises:
-        SetupError: the file cannot be read or holds no text.
+        SetupError: the file cannot be read or holds no text, or the token is none.
     """
+    token, name = os.environ.pop("HF_TOKEN", ""), "HF_TOKEN"
     path = os.environ.get("HF_TOKEN_FILE")
-    if not path or os.environ.get("HF_TOKEN"):
-        return
+    if path and not token.strip():
+        token, name = _read_token_file(path), f"HF_TOKEN_FILE: {path}"
+    bare = token.strip(LEFT_BY_COPYING)
+    if token.strip() and not bare:
+        raise SetupError(f"{name}: holds quotes and no token")
+    if not all("!" <= char <= "~" for char in bare):
+        raise SetupError(f"{name}: holds a space or a character that no token has. Copy it again.")
+    if bare:
+        os.environ["HF_TOKEN"] = bare
+
+
+def _read_token_file(path: str) -> str:
     try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise SetupError(f"HF_TOKEN_FILE: {path}: {error.strerror}, as user {os.getuid()}") from None
-    except UnicodeDecodeError:
-        raise SetupError(f"HF_TOKEN_FILE: {path}: is not text") from None
+        token = Path(path).read_text(encoding="utf-8-sig").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not text"
+        raise SetupError(f"HF_TOKEN_FILE: {path}: {reason}, as user {os.getuid()}") from None
     if not token:
         raise SetupError(f"HF_TOKEN_FILE: {path}: is empty")
-    os.environ["HF_TOKEN"] = token
+    return token
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """The bytes that the kernel lets this process have, by control groups of either version; None without a limit.
+
+    A group is limited by all groups above it (cgroups(7)). Inside a container the paths of /proc/self/cgroup may be
+    those of the host, and its own group is then mounted at the top.
+    """
+    limits = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        folder = top / os.path.normpath(f"/{group}").lstrip("/")
+        for place in (folder, *folder.parents):
+            if place.is_relative_to(top):
+                limits += [int(text) for text in _lines(place / file) if text.isdigit()]
+    return min((limit for limit in limits if limit < UNLIMITED), default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
 
 
 def check_results_stay(results: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two kinds of error that a user can mend; each carries the exit code of the command."""
+"""The two kinds of error that a user can mend, each with the exit code of the command; and the end by SIGTERM."""
 
 from typing import ClassVar
 
@@ -19,3 +19,7 @@ class SetupError(DegradeError):
     """The spec is fine, the environment is not: model, token, memory, results file."""
 
     exit_code = 3
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; no `except` on the way may swallow it."""

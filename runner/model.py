@@ -1,4 +1,4 @@
-"""Load tokenizer and model: the only place that knows transformers' loaders and the Hub's errors."""
+"""Load tokenizer and model: where they are, on which device, in which numbers."""
 
 import importlib.metadata
 import importlib.util
@@ -6,40 +6,23 @@ import json
 import logging
 import os
 import re
-import socket
-from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import huggingface_hub
 import torch
 import transformers
-from attrs import frozen
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from runner.attention import choose_attention, repeat_on_cuda
+from runner.checkpoint import check_quantisation, quantisation_of, warn_of_nonfinite
 from runner.container import inside_image
 from runner.errors import SetupError, SpecError
 from runner.gpu import why_no_gpu
+from runner.loading import Source, build_on_meta, in_words, load, load_whole, plain, with_weights, without_weights
 from runner.spec import DType, Model
 from runner.vram import has_room
 
 logger = logging.getLogger(__name__)
-
-
-@frozen
-class Source:
-    """Where the weights are: what transformers' loaders take."""
-
-    path: str
-    arguments: dict[str, Any]
-
-    @property
-    def on_hub(self) -> bool:
-        """Whether a server may be asked for them."""
-        return not self.arguments.get("gguf_file") and not Path(self.path).is_dir()
 
 
 def locate(model: Model) -> Source:
@@ -51,12 +34,12 @@ def locate(model: Model) -> Source:
     """
     if model.id.startswith("package:"):
         return _in_package(model.id.removeprefix("package:"), model.revision)
-    path = Path(model.id).expanduser()
+    path = _local(model.id)
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - a name that is too long is no file either
             raise SetupError(f"model.id: there is no file {path}")
         return Source(str(path.parent), {"gguf_file": path.name})
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         return Source(str(path), {})
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.id):
         raise SpecError(f"model.id: {model.id!r} is no folder, no .gguf file, no package:PKG/FILE.gguf and no Hub id")
@@ -64,9 +47,20 @@ def locate(model: Model) -> Source:
     return Source(model.id, {"revision": model.revision or "main", "token": os.environ.get("HF_TOKEN") or False})
 
 
+def _local(name: str) -> Path:
+    """A path on this machine."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # of a user that does not exist
+        return Path(name)
+
+
 def package_folder(package: str) -> Path | None:
     """Where an installed package has its files; None where there is no such package."""
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # `__main__` has none
+        return None
     return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
 
 
@@ -78,10 +72,15 @@ def _in_package(path: str, revision: str | None) -> Source:
     folder = package_folder(package)
     if folder is None:
         raise SetupError(f"model.id: the package {package} is not installed. Run: {command}")
-    installed = importlib.metadata.version(distribution)
+    try:
+        installed = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        installed = "an unknown version"
     if revision and installed != revision:
-        raise SetupError(f"model.revision: {distribution} {installed} is installed, {revision} wanted. Run: {command}")
-    if not (folder / file).is_file():
+        raise SetupError(
+            f"model.revision: {distribution} is installed in {installed}, {revision} wanted. Run: {command}"
+        )
+    if not os.path.isfile(folder / file):  # noqa: PTH113 - as above
         raise SetupError(f"model.id: there is no {file} in {folder}")
     return Source(str(folder), {"gguf_file": file})
 
@@ -119,27 +118,20 @@ def quieten() -> None:
 
 def load_config(source: Source) -> Any:
     """The model's configuration alone."""
-    config = _load(transformers.AutoConfig, source)
-    choose_attention(config)
+    config = load(transformers.AutoConfig, without_weights(source))
+    with in_words(source.path):
+        choose_attention(config)
     return config
 
 
 def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer."""
-    return _load(transformers.AutoTokenizer, source)
+    return load(transformers.AutoTokenizer, without_weights(source))
 
 
 def load_processor(source: Source) -> Any:
     """What turns text and a picture into a model's inputs; by Pillow, for torchvision resizes to other pixels."""
-    return _load(transformers.AutoProcessor, source, backend="pil")
-
-
-def build_on_meta(config: Any) -> Any:
-    """The model without weights: names and shapes only."""
-    loader = _class_for(config)
-    build = getattr(loader, "from_config", None) or loader._from_config  # noqa: SLF001 - what Auto classes call
-    with torch.device("meta"):
-        return build(config)
+    return load(transformers.AutoProcessor, source, backend="pil")
 
 
 def load_model(
@@ -148,30 +140,44 @@ def load_model(
     """The model in evaluation mode, and nothing of it trainable.
 
     On CUDA the weights go from the file to the device, tensor by tensor. A model that one GPU does not hold is spread
-    over all GPUs and the host if it may be. In 4 bits (NF4) `dtype` is what it computes in.
+    over all GPUs and the host if it may be. In 4 bits `dtype` is what it computes in; weights that are not yet in 4
+    bits become NF4.
 
     Raises:
-        SetupError: the weights cannot be had.
+        SetupError: the weights cannot be had, or are not whole.
     """
-    config = load_config(source)
+    config, number = load_config(source), getattr(torch, dtype)
+    check_quantisation(config, load_4bit=load_4bit)
     if dtype == "float16" and config.get_text_config().model_type.startswith("gemma3"):
         logger.warning("model.dtype: activations of Gemma 3 overflow float16; use bfloat16 or float32")
-    number = getattr(torch, dtype)
-    options: dict[str, Any] = {"dtype": number, "config": config}
+    source = with_weights(source, config, number)
+    options: dict[str, Any] = {"dtype": number, **(plain() if source.gguf else {})}
     if load_4bit:
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number
-        )
+        options |= _in_4_bits(config, number)
+    spread = may_spread and not load_4bit and device.type == "cuda" and not _fits(config, number.itemsize, device)
     if device.type == "cuda":
         repeat_on_cuda()
     if load_4bit or device.type == "cuda":
-        spread = may_spread and not load_4bit and not _fits(config, number.itemsize, device)
         options["device_map"] = "auto" if spread else {"": device}
-    model = _load(_class_for(config), source, **options)
+    model = load_whole(source, config, **options)
     if "device_map" not in options:
-        model = model.to(device)
+        with in_words(source.path):
+            model = model.to(device)
+    warn_of_nonfinite(model)
     model.requires_grad_(requires_grad=False)
     return model.eval()
+
+
+def _in_4_bits(config: Any, compute: torch.dtype) -> dict[str, Any]:
+    """What makes transformers pack weights in 4 bits; those that are packed already stay as they are."""
+    table = quantisation_of(config)
+    if table is not None:
+        config.quantization_config = table | {"bnb_4bit_compute_dtype": str(compute).removeprefix("torch.")}
+        return {}
+    packed = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+    )
+    return {"quantization_config": packed}
 
 
 def _fits(config: Any, element_size: int, device: torch.device) -> bool:
@@ -218,50 +224,3 @@ def settings_not_applied(model: Any) -> dict[str, str]:
     decided = DECIDED_BY_SPEC | WITHOUT_EFFECT
     left_out = {key: value for key, value in given.items() if key not in decided and not key.startswith("_")}
     return {key: json.dumps(value, default=str) for key, value in sorted(left_out.items()) if value is not None}
-
-
-def _class_for(config: Any) -> Any:
-    """The class that the checkpoint was saved from, so that a multimodal model stays one."""
-    architecture = (config.architectures or [""])[0]
-    return getattr(transformers, architecture, transformers.AutoModelForCausalLM)
-
-
-def _load(loader: Any, source: Source, **options: Any) -> Any:
-    if source.on_hub:
-        _use_cache_alone_if_hub_is_away()
-    try:
-        return loader.from_pretrained(source.path, **source.arguments, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise SetupError(_explain(error, source)) from None
-
-
-@cache
-def _use_cache_alone_if_hub_is_away() -> None:
-    """Ask once whether the Hub answers; its client would try five times for every file, minutes in all."""
-    if huggingface_hub.is_offline_mode() or getproxies():  # what a proxy reaches is not for us to find out
-        return
-    hub = urlsplit(huggingface_hub.constants.ENDPOINT)
-    port = hub.port or (80 if hub.scheme == "http" else 443)
-    try:
-        socket.create_connection((str(hub.hostname), port), timeout=5).close()
-    except OSError:
-        logger.warning("%s cannot be reached: what is in the cache must do", hub.hostname)
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # what its client and transformers look at, each time
-
-
-def _explain(error: BaseException, source: Source) -> str:
-    """The reason in the chain of errors that a user can do something about."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    page = f"https://huggingface.co/{source.path}"
-    revision = source.arguments.get("revision")
-    if any(isinstance(link, GatedRepoError) for link in chain):
-        have = "this HF_TOKEN has no access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
-        return f"model.id: {source.path} is gated and {have}. Accept its terms on {page} and set HF_TOKEN."
-    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-        return f"model.id: the Hub knows no {source.path}, or only with an HF_TOKEN that may read it."
-    if source.on_hub and any(isinstance(link, LocalEntryNotFoundError | ConnectionError) for link in chain):
-        return f"model.id: {source.path} ({revision}) is not in the cache, and the Hub cannot be reached."
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"model.id: {source.path} cannot be loaded: {first_line}"

@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from runner import vram
+from runner.checkpoint import check_quantisation
 from runner.errors import SetupError
 from runner.groups import find_targets, is_tied, untie_where_asked
-from runner.model import build_on_meta, choose_device, load_config, locate
+from runner.loading import build_on_meta
+from runner.model import choose_device, load_config, locate
 from runner.plan import Job, conditions_of, jobs_of
 from runner.results import key_of, read_records, results_path
 from runner.spec import Spec
@@ -38,7 +40,9 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
         console.print(f"results file: {path}", soft_wrap=True)
 
     device, source = choose_device(spec.model.device, gpu_expected=False), locate(spec.model)
-    model = build_on_meta(load_config(source))
+    config = load_config(source)
+    check_quantisation(config, load_4bit=spec.model.load_4bit)
+    model = build_on_meta(config)
     groups = _print_groups(spec, model, console)
 
     token_ids = tokenise(spec, material).ids

@@ -1,11 +1,12 @@
 """Which weights a sweep means, before there is a model: the names of groups, groups of one's own, ranges of layers."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
 from attrs import field, frozen
 
-from runner.strict import NOT_EMPTY, Rule
+from runner.strict import NOT_EMPTY, Rule, refuse_contradictions
 
 # What a parameter does. `head` is the output head, `decoder` everything in it, `vision_v` the vision tower's values.
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "norms", "head", "decoder", "vision_v"]
@@ -63,9 +64,16 @@ def layers_in(text: str, count: int) -> frozenset[int]:
     return frozenset(layer for first, last in spans for layer in range(first, last + 1))
 
 
+def _one_stack(group: "Group") -> Iterator[str]:
+    if group.layers is not None and group.component == "all":
+        yield 'layers could be those of text or vision: give component = "text" or "vision"'
+
+
 @frozen(kw_only=True)
 class Group:
     """A group of one's own: patterns of canonical names (`layers.*.mlp.*`), or built-in groups, less some patterns."""
+
+    checks: ClassVar = (_one_stack,)
 
     include: Annotated[Patterns, NOT_EMPTY]
     exclude: Patterns = ()
@@ -74,8 +82,7 @@ class Group:
 
     def __attrs_post_init__(self) -> None:
         """Refuse layers of two stacks at once."""
-        if self.layers is not None and self.component == "all":
-            raise ValueError('layers could be those of text or vision: give component = "text" or "vision"')
+        refuse_contradictions(self)
 
 
 @frozen(kw_only=True)

@@ -1,10 +1,10 @@
 """The spec: one TOML file as frozen classes, read strictly, merged, overridden, and written back."""
 
 import datetime as dt
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import cattrs
 import tomli_w
@@ -12,8 +12,9 @@ from attrs import asdict, evolve, field, frozen
 
 from runner.errors import SpecError
 from runner.selection import BUILT_IN, Group, Selection
-from runner.strict import NOT_EMPTY, Rule, at_least, make_converter, problems, suggestion
+from runner.strict import NOT_EMPTY, Rule, at_least, make_converter, problems, refuse_contradictions, suggestion
 from runner.sweep import Sweep, Text
+from runner.tables import apply, read_merged
 
 DType = Literal["float32", "float16", "bfloat16"]
 Count = Annotated[int, at_least(1)]
@@ -21,7 +22,7 @@ FileName = Annotated[
     str, Rule("a word of letters, digits, '_', '-' and '.'", lambda s: s.strip("._-") and _is_file_name(s))
 ]
 
-MOST_REPEATS = 1_000_000
+MOST_REPEATS = MOST_MODELS = 1_000_000
 TEXT_SEQUENCE_LENGTH, IMAGE_SEQUENCE_LENGTH = 512, 1024
 
 
@@ -88,9 +89,44 @@ class Perplexity:
             raise ValueError("compute = true needs a text to measure")
 
 
+def _not_too_many(spec: "Spec") -> Iterator[str]:
+    models = spec.run.n_rep * sum(len(sweep.resolved_levels()) for sweep in spec.sweeps)
+    if models > MOST_MODELS:
+        yield f"run.n_rep: {spec.run.n_rep} repeats of all levels are {models:,} damaged models, over {MOST_MODELS:,}"
+
+
+# What these look at may lack the fields that are wrong in themselves.
+def _names_once(spec: "Spec") -> Iterator[str]:
+    names = [sweep.name for sweep in spec.sweeps if hasattr(sweep, "name")]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:  # `--sweep` could not tell them apart
+        yield f"sweeps: the name {', '.join(twice)} stands twice"
+
+
+def _own_names(spec: "Spec") -> Iterator[str]:
+    yield from (f"groups.{name}: this name is that of a built-in group" for name in spec.groups if name in BUILT_IN)
+
+
+def _groups_known(spec: "Spec") -> Iterator[str]:
+    known = [*BUILT_IN, *spec.groups]
+    for index, sweep in enumerate(spec.sweeps):
+        if (group := getattr(sweep, "group", None)) is not None and group not in known:
+            yield f"sweeps[{index}].group: {group!r} is no parameter group{suggestion(group, known)}"
+
+
+def _layers_of_one(spec: "Spec") -> Iterator[str]:
+    for index, sweep in enumerate(spec.sweeps):
+        group = getattr(sweep, "group", None)
+        both = group == "reference_attn" or getattr(spec.groups.get(str(group)), "component", None) == "all"
+        if getattr(sweep, "layers", None) is not None and both:
+            yield f"sweeps[{index}].layers: {group} has layers of text and of vision: define a group of one"
+
+
 @frozen(kw_only=True)
 class Spec:
     """A whole run."""
+
+    checks: ClassVar = (_names_once, _own_names, _groups_known, _layers_of_one, _not_too_many)
 
     name: FileName
     name_suffix: FileName | None = None
@@ -104,26 +140,8 @@ class Spec:
     perplexity: Perplexity = field(factory=Perplexity)
 
     def __attrs_post_init__(self) -> None:
-        """Raise every contradiction between tables at once, as a group of `ValueError`."""
-        found = list(self._contradictions())
-        if found:
-            raise ExceptionGroup("spec", [ValueError(text) for text in found])
-
-    def _contradictions(self) -> Iterator[str]:
-        names = [sweep.name for sweep in self.sweeps]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:  # `--sweep` could not tell them apart
-            yield f"sweeps: the name {', '.join(twice)} stands twice"
-        yield from (f"groups.{name}: this name is that of a built-in group" for name in self.groups if name in BUILT_IN)
-        for index, sweep in enumerate(self.sweeps):
-            if sweep.group not in BUILT_IN and sweep.group not in self.groups:
-                hint = suggestion(sweep.group, [*BUILT_IN, *self.groups])
-                yield f"sweeps[{index}].group: {sweep.group!r} is no parameter group{hint}"
-            both = sweep.group == "reference_attn" or (
-                sweep.group in self.groups and self.groups[sweep.group].component == "all"
-            )
-            if sweep.layers is not None and both:
-                yield f"sweeps[{index}].layers: {sweep.group} has layers of text and of vision: define a group of one"
+        """Raise every contradiction between tables at once."""
+        refuse_contradictions(self)
 
     def selections(self) -> dict[str, Selection]:
         """What the sweeps damage, by the `param_group_name` of their records."""
@@ -164,28 +182,42 @@ def find_shipped(kind: str) -> Path:
 def find_spec(argument: str) -> Path:
     """The file that a SPEC of the command line means: a path, or the name of a spec that ships."""
     path = Path(argument)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - a name that is too long is no file either
         return path
-    if path.name == argument and (found := find_shipped("specs") / f"{path.stem}.toml").is_file():
+    if path.name == argument and os.path.isfile(found := find_shipped("specs") / f"{path.stem}.toml"):  # noqa: PTH113
         return found
     known = sorted(file.stem for file in find_shipped("specs").glob("*.toml"))
     raise SpecError(f"{argument}: no such spec file{suggestion(path.stem, known)}")
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = ()) -> Spec:
+def load_spec(
+    path: Path,
+    overrides: Sequence[str] = (),
+    sweeps: Sequence[str] = (),
+    *,
+    check: Callable[[Mapping[str, Any], Path], Iterator[str]] | None = None,
+) -> Spec:
     """The spec in a file, `extends` merged and overridden (`run.n_rep=2`), reduced to the named sweeps if any.
+
+    `check` looks at more than the tables alone, with the spec's folder.
 
     Raises:
         SpecError: with every problem of the file, one line each.
     """
-    tables = _read_merged(path, ())
+    tables = read_merged(path)
     for override in overrides:
-        _apply(override, tables)
+        apply(override, tables)
     tables.pop("provenance", None)  # what a run adds when it writes its spec beside the results
+    spec, found = None, list[str]()
     try:
         spec = _converter.structure(tables, Spec)
     except cattrs.BaseValidationError as error:
-        raise SpecError("\n  ".join([f"{path}:", *problems(error)])) from None
+        found += problems(error)
+    except RecursionError:
+        found.append("its tables or lists are nested too deeply")
+    found += check(tables, path.parent) if check else ()
+    if spec is None or found:
+        raise SpecError("\n  ".join([f"{path}:", *found]))
     if not sweeps:
         return spec
     known = [sweep.name for sweep in spec.sweeps]
@@ -210,47 +242,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise SpecError(f"{path}: extends itself: {' -> '.join(str(p) for p in (*seen, path.resolve()))}")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read as TOML: {error}") from None
-    parent = tables.pop("extends", None)
-    if parent is None:
-        return tables
-    if not isinstance(parent, str):
-        raise SpecError(f"{path}:\n  extends: {parent!r} is not a string")
-    return _merge(_read_merged(path.parent / parent, (*seen, path.resolve())), tables)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Tables merge, anything else of `over` wins."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _apply(override: str, tables: dict[str, Any]) -> None:
-    """Set one value, `a.b.0.c=1.5`; a number in the path counts the entries of a list."""
-    path, separator, text = override.partition("=")
-    if not separator or not path.strip():
-        raise SpecError(f"--set {override}: write KEY=VALUE, for example run.n_rep=2")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        hint = f"""--set '{path}="{text}"'"""
-        raise SpecError(f"--set {override}: {text!r} is not a TOML value; a string needs quotes: {hint}") from None
-    *parents, last = path.strip().split(".")
-    target: Any = tables
-    try:
-        for key in parents:
-            target = target[int(key)] if isinstance(target, list) else target.setdefault(key, {})
-        target[int(last) if isinstance(target, list) else last] = value
-    except (IndexError, ValueError, TypeError, AttributeError):
-        raise SpecError(f"--set {override}: there is no {path} in this spec") from None

@@ -6,9 +6,10 @@ errors, and all errors of a document are found in one pass. This module knows no
 
 import difflib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date
 from functools import partial
-from types import GenericAlias, UnionType
+from types import GenericAlias, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import attrs
@@ -111,6 +112,8 @@ def _structure_plain(value: Any, wanted: Any) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise ValueError(f"{value!r} is not {PLAIN_TYPES[wanted]}")
+    if wanted is int and not -(2**63) <= value < 2**63:
+        raise ValueError("a number of so many digits is not a whole number of TOML, which has 64 bits")
     return value
 
 
@@ -162,6 +165,51 @@ def _table_hook(converter: cattrs.Converter, cls: type) -> Callable[[Any, type],
     def hook(value: Any, wanted: type) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{value!r} is not a table")
-        return structure(value, wanted)
+        try:
+            return structure(value, wanted)
+        except ClassValidationError as error:
+            if not _has_wrong_fields(error):
+                raise
+            # The class was not made, so its own checks did not run: what the other fields say is told all the same.
+            found = [ValueError(text) for text in contradictions(_partial(converter, value, cls), cls)]
+            raise ClassValidationError(error.message, [*error.exceptions, *found], cls) from None
 
     return hook
+
+
+def contradictions(instance: object, cls: type) -> Iterator[str]:
+    """What the `checks` of a class find in an instance, or in one without the fields that are wrong in themselves."""
+    for check in getattr(cls, "checks", ()):
+        with suppress(AttributeError):
+            yield from check(instance)
+
+
+def refuse_contradictions(instance: object) -> None:
+    """Raise every contradiction between the fields of an instance at once, as a group of `ValueError`."""
+    if found := [ValueError(text) for text in contradictions(instance, type(instance))]:
+        raise ExceptionGroup(type(instance).__name__, found)
+
+
+def _has_wrong_fields(error: ClassValidationError) -> bool:
+    noted, others = error.group_exceptions()
+    return bool(noted) or any(isinstance(other, ForbiddenExtraKeysError) for other in others)
+
+
+def _partial(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
+    """A value as far as it is right: of tables and of lists of tables, the fields that are wrong are left out."""
+    plain = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
+    parts = get_args(plain)
+    if attrs.has(plain) and isinstance(value, dict):
+        found = SimpleNamespace()
+        for field in attrs.fields(plain):
+            with suppress(Exception):
+                default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
+                given = _partial(converter, value[field.name], field.type) if field.name in value else default
+                if given is not attrs.NOTHING:
+                    setattr(found, field.name, given)
+        return found
+    if get_origin(plain) is tuple and isinstance(value, list) and attrs.has(parts[0]):
+        return tuple(_partial(converter, entry, parts[0]) for entry in value)
+    if get_origin(plain) is dict and isinstance(value, dict):
+        return {key: _partial(converter, entry, parts[1]) for key, entry in value.items()}
+    return converter.structure(value, wanted)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from attrs import frozen
 
 from runner.selection import TIED_GROUPS, Layers, Selection, Tied
-from runner.strict import NOT_EMPTY, Rule
+from runner.strict import NOT_EMPTY, Rule, refuse_contradictions
 
 Method = Literal["mult_gauss", "ablation", "uni_quant"]
 Text = Annotated[str, NOT_EMPTY]
@@ -16,12 +16,48 @@ MOST_STEPS = 10_000
 FEWEST_VALUES, MOST_VALUES = 2, 2**24
 
 
+def _spacing(sweep: "Sweep") -> Iterator[str]:
+    spacing = {"start": sweep.start, "stop": sweep.stop, "steps": sweep.steps}
+    given = [key for key, value in spacing.items() if value is not None]
+    if sweep.levels is not None and given:
+        yield f"levels and {', '.join(given)} exclude each other: give one or the other"
+    if sweep.levels is None and len(given) < len(spacing):
+        yield "give levels = [...], or start, stop and steps"
+    if sweep.steps == 1 and sweep.start != sweep.stop:
+        yield f"steps = 1 reaches start = {sweep.start} only, not stop = {sweep.stop}"
+
+
+def _side(sweep: "Sweep") -> Iterator[str]:
+    if sweep.tied != "both" and sweep.group not in TIED_GROUPS:
+        yield f"tied = {sweep.tied!r} has a meaning for the groups {' and '.join(TIED_GROUPS)} only"
+
+
+def _listed_levels(sweep: "Sweep") -> Iterator[str]:
+    for level in sweep.levels or ():
+        yield from _level_problems(sweep.method, level)
+
+
+def _first_level(sweep: "Sweep") -> Iterator[str]:
+    yield from _level_problems(sweep.method, sweep.start)
+
+
+def _last_level(sweep: "Sweep") -> Iterator[str]:
+    yield from _level_problems(sweep.method, sweep.stop)
+
+
+def _level_problems(method: Method, level: float | None) -> Iterator[str]:
+    if level is not None and (wanted := _level_problem(method, level)):
+        yield f"level {level:g} is not allowed: the level of {method} is {wanted}"
+
+
 @frozen(kw_only=True)
 class Sweep:
     """One method on one parameter group over a list of levels: `levels`, or `start`, `stop` and `steps`.
 
     `layers` keeps to some layers of the group; `tied` to one side of embeddings that are the output head as well.
     """
+
+    checks: ClassVar = (_spacing, _side, _listed_levels, _first_level, _last_level)
 
     name: Text
     method: Method
@@ -34,25 +70,8 @@ class Sweep:
     levels: Annotated[tuple[float, ...], NOT_EMPTY] | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Raise every contradiction between the fields at once, as a group of `ValueError`."""
-        found = list(self._contradictions())
-        if found:
-            raise ExceptionGroup("sweep", [ValueError(text) for text in found])
-
-    def _contradictions(self) -> Iterator[str]:
-        spacing = {"start": self.start, "stop": self.stop, "steps": self.steps}
-        given = [key for key, value in spacing.items() if value is not None]
-        if self.levels is not None and given:
-            yield f"levels and {', '.join(given)} exclude each other: give one or the other"
-        if self.levels is None and len(given) < len(spacing):
-            yield "give levels = [...], or start, stop and steps"
-        if self.steps == 1 and self.start != self.stop:
-            yield f"steps = 1 reaches start = {self.start} only, not stop = {self.stop}"
-        if self.tied != "both" and self.group not in TIED_GROUPS:
-            yield f"tied = {self.tied!r} has a meaning for the groups {' and '.join(TIED_GROUPS)} only"
-        for level in self.levels or (self.start, self.stop):
-            if level is not None and (wanted := _level_problem(self.method, level)):
-                yield f"level {level:g} is not allowed: the level of {self.method} is {wanted}"
+        """Raise every contradiction between the fields at once."""
+        refuse_contradictions(self)
 
     @property
     def label(self) -> str:

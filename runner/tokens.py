@@ -12,6 +12,7 @@ from transformers.utils import chat_template_utils
 
 from runner.errors import DegradeError, SetupError, SpecError
 from runner.images import Picture, find_picture, load_picture
+from runner.loading import Source, in_words
 from runner.model import load_config, load_processor, load_tokenizer, locate
 from runner.positions import check_family, check_length
 from runner.prompt import Prompt, load_prompts
@@ -57,7 +58,13 @@ def tokenise(spec: Spec, material: Material) -> Tokens:
             perplexity is too short or too long, or the model takes no pictures.
         SetupError: tokenizer or processor cannot be had, or do not fit the model.
     """
-    source, prompts = locate(spec.model), material.prompts
+    source = locate(spec.model)
+    with in_words(source.path):  # whatever the files of a model make libraries, or the checks below, stumble over
+        return _tokenise(spec, material, source)
+
+
+def _tokenise(spec: Spec, material: Material, source: Source) -> Tokens:
+    prompts = material.prompts
     config = load_config(source)
     check_family(config)
     _check_characters(prompts)

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import resource
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
+from runner.container import memory_limit
 from runner.errors import SetupError
 
 logger = logging.getLogger(__name__)
@@ -30,10 +32,12 @@ def used_fraction(device: torch.device) -> float | None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that the device has."""
+    """Bytes that the device has; of the host's, what a container or `ulimit -v` leaves to this process."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [memory_limit(), resource.getrlimit(resource.RLIMIT_AS)[0]]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(limit for limit in limits if limit is not None and limit > 0)])
 
 
 def has_room(device: torch.device, size: int) -> bool:

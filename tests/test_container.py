@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.container import filesystem_of
+from runner.container import filesystem_of, memory_limit, read_token
+from runner.errors import SetupError
 from runner.gpu import explain
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -55,6 +56,68 @@ def test_a_token_from_a_file(degrade: Command, tmp_path: Path) -> None:
         failed = degrade(env={"HF_TOKEN_FILE": str(path), "HF_TOKEN": ""})
         assert (failed.returncode, words in failed.stderr) == (3, True), failed.stderr
         assert "HF_TOKEN_FILE" in failed.stderr
+
+
+BARE = "hf_" + "7" * 30
+
+
+@pytest.mark.parametrize("text", [f"{BARE}\r\n", f"  {BARE} ", f'"{BARE}"', f"'{BARE}'\n", f"\ufeff{BARE}"])
+@pytest.mark.parametrize("by_file", [False, True])
+def test_what_copying_leaves_around_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, *, by_file: bool
+) -> None:
+    """A carriage return, blanks and quotes are no part of a token, and no header can carry them."""
+    (tmp_path / "token").write_bytes(text.encode())
+    monkeypatch.setenv("HF_TOKEN", "" if by_file else text)
+    monkeypatch.setenv("HF_TOKEN_FILE", str(tmp_path / "token") if by_file else "")
+    read_token()
+    assert os.environ["HF_TOKEN"] == BARE
+
+
+@pytest.mark.parametrize("text", ["hf_7 hf_8", "hf_7\nhf_8", "hf_é", '""', "hf_\x1b7"])
+def test_a_token_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """What no header can carry is refused without being shown."""
+    monkeypatch.setenv("HF_TOKEN", text)
+    with pytest.raises(SetupError, match="HF_TOKEN: holds") as caught:
+        read_token()
+    assert "hf_" not in str(caught.value)
+
+
+V1 = "9:cpu,cpuacct:/a\n5:memory:/docker/abc\n1:name=systemd:/docker/abc\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/\n", {"memory.max": "1073741824\n"}, 2**30),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        ("0::/a/b\n", {"a/memory.max": "2048\n", "a/b/memory.max": "4096\n", "memory.max": "max"}, 2048),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n"}, None),
+        ("0::/../../host/group\n", {"memory.max": "4096\n"}, 4096),
+        (
+            V1,
+            {"memory/docker/abc/memory.limit_in_bytes": "8192\n", "memory/memory.limit_in_bytes": f"{2**63 - 4096}"},
+            8192,
+        ),
+        (V1, {"memory/memory.limit_in_bytes": "8192\n", "memory.max": "1"}, 8192),
+        (V1, {"memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, None),
+        (V1 + "0::/\n", {"memory/memory.limit_in_bytes": "8192\n"}, 8192),
+        ("nonsense\n", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_memory_that_a_container_leaves(
+    tmp_path: Path, groups: str | None, files: dict[str, str], limit: int | None
+) -> None:
+    """Control groups of both versions, those above included, inside a container and outside."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    if groups is not None:
+        (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert memory_limit(tmp_path) == limit
 
 
 def test_the_image_wants_a_gpu(degrade: Command) -> None:

@@ -3,12 +3,14 @@
 import fcntl
 import http.server
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TOKEN = "hf_aVerySecretTokenThatNobodyMaySee"  # noqa: S105 - a token that opens nothing
@@ -56,6 +58,23 @@ def test_weights_that_are_no_weights(degrade: Command, tmp_path: Path) -> None:
     """A folder without a model is a sentence, not a traceback of the loader."""
     (tmp_path / "empty").mkdir()
     refused(degrade("--set", "model.id='empty'"), 3, "model.id", "empty")
+
+
+def test_a_model_with_missing_weights(degrade: Command, study: Path, checkpoints: dict[str, Path]) -> None:
+    """A checkpoint that a compiler's wrapper saved has every weight under another name: nothing of it is studied."""
+    folder = shutil.copytree(checkpoints["llama"], study / "wrapped")
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"_orig_mod.{name}": weight for name, weight in weights.items()}, folder / "model.safetensors")
+    refused(
+        degrade("--set", f"model.id='{folder}'"), 3, "30 tensors", "lm_head.weight", "would be random", "_orig_mod."
+    )
+    assert not any(path.stat().st_size > len("[\n]\n") for path in study.glob("results/*.json"))
+
+
+def test_a_prompt_module_that_ends_the_program(degrade: Command, study: Path) -> None:
+    """`sys.exit(0)` in a module of prompts is no success."""
+    (study / "prompts" / "questions.py").write_text("import sys\nprint('bye')\nsys.exit(0)\n")
+    refused(degrade("--dry-run"), 2, "questions.py", "sys.exit(0)")
 
 
 def test_results_folder_that_cannot_be_written(degrade: Command, study: Path) -> None:

@@ -1,6 +1,9 @@
 """What a run does when the device runs out of memory: fewer rows, nothing lost, and the size is remembered."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,3 +70,13 @@ def test_one_row_too_many_is_said(study: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Generator, "answers", never)
     with pytest.raises(SetupError, match="one row"):
         run(study)
+
+
+def test_a_limit_of_the_process_is_its_memory() -> None:
+    """What `ulimit -v` leaves is all there is, however large the machine."""
+    program = "import torch; from runner.vram import total_memory; print(total_memory(torch.device('cpu')))"
+    limit = 64 * 2**30 // 1024
+    command = ["bash", "-c", f'ulimit -v {limit}; exec {sys.executable} -c "{program}"']
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= min(machine, limit * 1024)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.errors import SpecError
+from runner.errors import SpecError, Terminated
 from runner.prompt import Prompt, load_prompts
 
 CATEGORIES = {"mathematics": 25, "language": 25, "logic": 8, "factual": 5, "creativity": 2}
@@ -96,6 +96,20 @@ def test_a_missing_module_gets_a_suggestion(tmp_path: Path) -> None:
         ("PROMPTS = open('gone.txt').read()", "FileNotFoundError"),
         ("raise RuntimeError('my own check')", "RuntimeError: my own check"),
         ("class Mine(Exception): pass\nraise Mine('my own error')", "Mine: my own error"),
+        ("import sys\nsys.exit(0)", "ends the program, sys.exit(0), instead of defining PROMPTS"),
+        ("raise SystemExit", "ends the program, sys.exit(None), instead of defining PROMPTS"),
+        ("import asyncio\nraise asyncio.CancelledError('no')", "CancelledError: no"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("PROMPTS = ['Who?', '\\ud800']", "entry 2 holds half a character"),
+        (
+            "from runner.prompt import Prompt\nPROMPTS = [Prompt('Who?', answer=(3,))]",
+            "entry 1 has an answer that is no text",
+        ),
+        (
+            "from runner.prompt import Prompt\nPROMPTS = [Prompt('Who?', 3)]",
+            "entry 1 has a category that is no text: 3",
+        ),
+        ("class X:\n    def __repr__(self): raise ValueError\nPROMPTS = X()", "it is a X (ValueError in its __repr__)"),
     ],
 )
 def test_an_unusable_module_is_named_with_the_reason(tmp_path: Path, text: str, complaint: str) -> None:
@@ -104,6 +118,25 @@ def test_an_unusable_module_is_named_with_the_reason(tmp_path: Path, text: str, 
     message = error_of(tmp_path)
     assert message.startswith(f"{path}: ")
     assert complaint in message
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "Terminated"])
+def test_an_interruption_stays_one(tmp_path: Path, error: str) -> None:
+    """Ctrl-C while a module computes its prompts is no mistake in the module."""
+    write(tmp_path, f"from runner.errors import Terminated\nraise {error}")
+    with pytest.raises((KeyboardInterrupt, Terminated)):
+        load_prompts("own", tmp_path / "specs")
+
+
+def test_what_a_module_prints_is_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Standard output is the command's own: it may be read by a program."""
+    write(tmp_path, "print('two', 'words')\nPROMPTS = ['Who?']")
+    with caplog.at_level("INFO"):
+        load_prompts("own", tmp_path / "specs")
+    assert capsys.readouterr().out == ""
+    assert caplog.messages == ["own.py says: two words"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import SpecError
+from runner.prompt import check_files
 from runner.selection import BUILT_IN, Group
 from runner.spec import Generation, Image, Model, Perplexity, Run, Spec, dump_toml, find_spec, load_spec, to_tables
 from runner.sweep import Sweep
@@ -93,9 +94,57 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     assert sorted(line.strip() for line in lines) == sorted(ALL_WRONG.strip().splitlines())
 
 
+HALF_WRONG = """
+name = 3
+prompts = "gone"
+model = {id = "some/model"}
+image = {enabled = true, path = "gone.png"}
+groups = {v_proj = {include = ["*"]}, both = {include = ["*"], layers = "0", component = "all"}, mine = {include = [3]}}
+sweeps = [
+    {name = "same", method = "mult_gauss", group = "attn_onyl", levels = [0.0], layers = "x"},
+    {name = "same", method = "ablation", group = "mlp_only", tied = "input", levels = [2], start = 0, nmae = 3},
+    {name = "third", method = "ablation", group = "reference_attn", layers = "0", levels = [0.5]},
+]
+"""
+HALF_WRONG_TOLD = """
+name: 3 is not a string
+groups.both: layers could be those of text or vision: give component = "text" or "vision"
+groups.mine.include[0]: 3 is not a string
+groups.v_proj: this name is that of a built-in group
+sweeps: the name same stands twice
+sweeps[0].layers: 'x' is not allowed: must be layers, counted from 0: '0-11', '24-' or '0,8,16'
+sweeps[0].group: 'attn_onyl' is no parameter group; did you mean attn_only?
+sweeps[1].nmae: unknown key; did you mean name?
+sweeps[1]: levels and start exclude each other: give one or the other
+sweeps[1]: tied = 'input' has a meaning for the groups embed_only and lm_head only
+sweeps[1]: level 2 is not allowed: the level of ablation is a probability: from 0 to 1
+sweeps[2].layers: reference_attn has layers of text and of vision: define a group of one
+"""
+
+
+def test_contradictions_are_told_with_everything_else(tmp_path: Path) -> None:
+    """What one field says against another does not wait until all fields are right in themselves, nor do files."""
+    path = write(tmp_path, HALF_WRONG)
+    with pytest.raises(SpecError) as caught:
+        load_spec(path, check=check_files)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{path}:"
+    told = [line.strip() for line in lines]
+    files = [
+        line for line in told if line.startswith(("prompts: there is no gone.py", "image.path: there is no 'gone.p"))
+    ]
+    assert len(files) == 2
+    assert sorted(set(told) - set(files)) == sorted(HALF_WRONG_TOLD.strip().splitlines())
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
+        ("run.seed=0x" + "f" * 5000, "run.seed: a number of so many digits is not a whole number of TOML"),
+        ("generation.temperature=0x" + "f" * 5000, "generation.temperature: int too large to convert to float"),
+        ("run.n_rep=" + "1" * 5000, "is not a TOML value"),
+        ("name=" + "[" * 3000, "is not a TOML value"),
+        ("run.n_rep=1000000", "run.n_rep: 1000000 repeats of all levels are 2,000,000 damaged models, over 1,000,000"),
         ("perplexity.compute='false'", "perplexity.compute: 'false' is not true or false"),
         ("model.load_4bit=0", "model.load_4bit: 0 is not true or false"),
         ("run.n_rep=1.9", "run.n_rep: 1.9 is not a whole number"),
@@ -151,6 +200,11 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path, first: str, second: str)
         ("name = ", "spec.toml: cannot be read as TOML: Invalid value"),
         ("extends = 3", "extends: 3 is not a string"),
         ('extends = "gone.toml"', "gone.toml: cannot be read as TOML"),
+        ('extends = "/dev/zero"', "/dev/zero: cannot be read as TOML: it is no regular file"),
+        ('extends = "."', "cannot be read as TOML: it is no regular file"),
+        ('extends = "a\\u0000b"', "cannot be read as TOML"),
+        (f'extends = "{"a" * 400}"', "cannot be read as TOML"),
+        ("a = " + "[" * 3000, "spec.toml: cannot be read as TOML: it is nested too deeply"),
     ],
 )
 def test_an_unreadable_spec_is_the_users_to_mend(tmp_path: Path, text: str, complaint: str) -> None:
@@ -275,7 +329,7 @@ SPECS = st.builds(
         GROUPS,
         st.dictionaries(WORDS.filter(lambda word: word not in BUILT_IN), GROUPS, max_size=2),
     ),
-    run=st.builds(Run, seed=st.integers(0, 2**62), n_rep=st.integers(1, 1_000_000)),
+    run=st.builds(Run, seed=st.integers(0, 2**62), n_rep=st.integers(1, 30)),
     image=st.builds(Image, enabled=st.booleans(), path=st.text()),
     perplexity=PERPLEXITIES,
 )
