@@ -1,0 +1,146 @@
+"""What the results files of a run hold already: what is still to do, and the guard against mixing two experiments."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from attrs import evolve, frozen
+
+from runner.errors import SetupError, SpecError
+from runner.guard import Past, Witness, check_model, check_settings, check_tokens, past_of
+from runner.identity import tokens_digest
+from runner.lab import Lab
+from runner.layout import Record
+from runner.patient import Patient
+from runner.plan import Condition, Job, conditions_of, jobs_of, number_prompts
+from runner.prompt import Prompt
+from runner.record import guarded_settings
+from runner.results import key_of, open_results, read_records, results_path
+from runner.results_file import ResultsFile
+from runner.selection import BUILT_IN
+from runner.sidecar import read_sidecar
+from runner.spec import Spec
+from runner.sweep import Method
+from runner.tokens import Material, Tokens, tokenise
+
+logger = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class Experiment:
+    """What one results file gets: the conditions of one method that are not done yet."""
+
+    method: Method
+    file: ResultsFile
+    jobs: Sequence[Job]
+    past: Past
+    prompt_ids: Mapping[str, int]  # by text
+    force: bool
+
+
+def open_experiments(
+    spec: Spec, material: Material, results: Path, files: ExitStack, *, force: bool = False
+) -> Iterator[Experiment]:
+    """Open the file of every method in the spec and find what is missing in it.
+
+    Raises:
+        SpecError: the file was made under other settings.
+        SetupError: the file cannot be had.
+    """
+    conditions = conditions_of(spec)
+    for method in dict.fromkeys(condition.method for condition in conditions):
+        ours = [condition for condition in conditions if condition.method == method]
+        path = results_path(results, method, spec.model.id, spec.suffix)
+        file, records = open_results(path, force=force)
+        files.enter_context(file)
+        sidecar = read_sidecar(path)
+        if file.former:
+            records = not_made_again(file.former, ours)
+            file.keep(records)
+        _warn_of_doubles(path, records)
+        past = past_of(path, records, sidecar if records else {})
+        texts = [prompt.text for prompt in material.prompts]
+        numbers = number_prompts(texts, past.prompt_ids, _numbers_of_others(spec, results, method, force=force))
+        jobs = jobs_of(ours, material.prompts, {key_of(record) for record in records})
+        experiment = Experiment(method=method, file=file, jobs=jobs, past=past, prompt_ids=numbers, force=force)
+        picture = material.picture.digest if material.picture else None
+        check = partial(check_settings, path, records, guarded_settings(spec), spec, past.sidecar, picture)
+        yield _guarded(experiment, check)
+
+
+def not_made_again(records: Sequence[dict[str, Any]], conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+    """The records of levels that these conditions do not have."""
+    again = {(condition.group, condition.level) for condition in conditions}
+    return [record for record in records if (record["param_group_name"], record["std_dev"]) not in again]
+
+
+def check_asked(experiment: Experiment, spec: Spec, material: Material, tokens: Tokens) -> Experiment:
+    """Refuse an experiment whose file was asked the same prompts by other tokens.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    past = experiment.past
+    ids = {prompt.text: row for prompt, row in zip(material.prompts, tokens.ids, strict=True)}
+    if past.prompts and ids.keys().isdisjoint(past.prompts):  # then one of the file's is tried for all
+        text = min(past.prompts, key=len)
+        ids[text] = tokenise(spec, evolve(material, prompts=(Prompt(text),))).ids[0]
+    lengths = {text: len(row) for text, row in ids.items()}
+    digests = {text: tokens_digest(row) for text, row in ids.items()}
+    perplexity = tokens_digest(tokens.perplexity_ids) if tokens.perplexity_ids else ""
+    return _guarded(experiment, lambda: check_tokens(past, lengths, digests, perplexity))
+
+
+def check_same_model(experiment: Experiment, lab: Lab) -> Experiment:
+    """Refuse an experiment whose file was made by another model, also one of the same name; the model must be intact.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    past = experiment.past
+    facts = {"model": lab.model_facts(), "generation_config": lab.checkpoint_settings}
+    with Patient(lab.find_targets) as patient:
+        weights = {w: patient.damage(w.group, w.method, w.level, w.seed) for w in witnesses_of(experiment, lab.spec)}
+    return _guarded(experiment, lambda: check_model(past, facts, lab.model_digest, weights))
+
+
+def witnesses_of(experiment: Experiment, spec: Spec) -> list[Witness]:
+    """Damaged models of the past that are made again: of groups in the spec, of all if nothing else tells the model."""
+    known, past = spec.selections(), experiment.past
+    return [w for w in past.witnesses if w.group in known or (not past.models and w.group in BUILT_IN)]
+
+
+def _guarded(experiment: Experiment, check: Callable[[], None]) -> Experiment:
+    """The experiment, checked; what a forced one would keep is left out if it does not belong to the new records."""
+    try:
+        check()
+    except SpecError as error:
+        if not experiment.force:
+            raise
+        logger.warning("%s\n  The new file therefore begins without the records that are not made again.", error)
+        experiment.file.keep([])
+        past = past_of(experiment.past.path, [], {})
+        return evolve(experiment, past=past, prompt_ids=number_prompts(experiment.prompt_ids, {}, {}))
+    return experiment
+
+
+def _numbers_of_others(spec: Spec, results: Path, method: Method, *, force: bool) -> dict[str, int]:
+    """The numbers that prompts have in the files of other methods; not in files that are about to be replaced."""
+    replaced = {sweep.method for sweep in spec.sweeps} if force else set()
+    numbers: dict[str, int] = {}
+    for other in get_args(Method):
+        if other == method or other in replaced:
+            continue
+        with suppress(SetupError):  # whatever is wrong with another file is told when that is opened
+            records = read_records(results_path(results, other, spec.model.id, spec.suffix))
+            numbers |= past_of(results, records, {}).prompt_ids
+    return numbers
+
+
+def _warn_of_doubles(path: Path, records: Sequence[Record]) -> None:
+    doubles = len(records) - len({key_of(record) for record in records})
+    if doubles:
+        logger.warning("%s: %d records stand in it more than once; the first of each counts", path, doubles)
