@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +12,10 @@ from attrs import asdict, frozen
 
 from runner import provenance, vram
 from runner.engine import Engine
-from runner.errors import SetupError, SpecError
+from runner.errors import SetupError
 from runner.generate import Generator
 from runner.identity import tokens_digest
 from runner.lab import Lab, set_up
-from runner.layout import Record
 from runner.logs import Meter, log_file
 from runner.model import end_tokens, pad_token
 from runner.patient import Patient
@@ -24,7 +24,15 @@ from runner.plan import Condition, Job, Visit, conditions_of, most_questions, vi
 from runner.question import Question, Shape, View
 from runner.record import experiment_id
 from runner.reference import Agreement
-from runner.resume import Experiment, check_asked, check_same_model, open_experiments, witnesses_of
+from runner.resume import (
+    Experiment,
+    check_asked,
+    check_same_model,
+    guarded,
+    open_experiments,
+    static_shape,
+    witnesses_of,
+)
 from runner.sampling import Sampling
 from runner.scribe import Finding, Scribe
 from runner.sidecar import Sidecar
@@ -58,10 +66,10 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
             logger.info("%s: nothing to do, every record is there", spec.name)
             return
         tokens = tokenise(spec, material)
-        experiments = [check_asked(experiment, spec, material, tokens) for experiment in experiments]
+        experiments = [guarded(e, partial(check_asked, e.past, spec, material, tokens)) for e in experiments]
         jobs = [job for experiment in experiments for job in experiment.jobs]
         lab = set_up(spec, material, tokens, groups_of(experiments, spec))
-        experiments = [check_same_model(experiment, lab) for experiment in experiments if experiment.jobs]
+        experiments = [guarded(e, partial(check_same_model, e.past, lab)) for e in experiments if e.jobs]
         start: Start | None = None  # made by the first experiment, while the model is intact
         with Meter(jobs) as meter, Patient(lab.find_targets) as patient:
             for experiment in experiments:
@@ -77,13 +85,15 @@ def check_finished(experiments: Sequence[Experiment], spec: Spec, material: Mate
         logger.debug("finished records are not compared with the tokenizer: %s", error)
         return
     for experiment in experiments:
-        check_asked(experiment, spec, material, tokens)
+        check_asked(experiment.past, spec, material, tokens)
 
 
 def groups_of(experiments: Sequence[Experiment], spec: Spec) -> set[str]:
     """The groups that are damaged: by conditions, and once more to compare the model with that of earlier records."""
     asked = {job.condition.group for experiment in experiments for job in experiment.jobs}
-    return asked | {w.group for experiment in experiments if experiment.jobs for w in witnesses_of(experiment, spec)}
+    return asked | {
+        w.group for experiment in experiments if experiment.jobs for w in witnesses_of(experiment.past, spec)
+    }
 
 
 def run_experiment(
@@ -92,7 +102,7 @@ def run_experiment(
     """Every condition of one method: damage, measure, answer, append; how the run started."""
     left = {job.condition: set(job.prompt_indices) for job in experiment.jobs}
     most = most_rows(lab, experiment)
-    shape = static_shape(lab, experiment.past.last_record, most)
+    shape = static_shape(lab.spec, lab.token_ids, experiment.past.last_record, most)
     sidecar: Sidecar | None = None
     generator: Generator | None
     while any(left.values()):
@@ -180,32 +190,6 @@ def most_rows(lab: Lab, experiment: Experiment) -> int:
     groups = [lab.find_targets(group) for group in {condition.group for condition in conditions}]
     length = max(map(len, lab.token_ids)) + lab.spec.generation.max_new_tokens
     return min(most_questions(conditions, prompts), vram.rows_that_fit(lab.model, groups, length, lab.device))
-
-
-def static_shape(lab: Lab, last_record: Record | None, most: int) -> Shape:
-    """The shape of every batch; that of an existing file is kept, so that a resumed run gives the same records.
-
-    Only a lower `max_batch_size` makes it smaller. Whatever is not as asked, or not as before, is said.
-
-    Raises:
-        SpecError: the padded length of earlier records is more than the spec allows.
-    """
-    recorded, new_tokens = last_record or {}, lab.spec.generation.max_new_tokens
-    longest, limit = max(map(len, lab.token_ids)), lab.spec.generation.max_batch_size
-    before_length, before = recorded.get("padded_length") or longest, recorded.get("batch_size_effective") or most
-    if before_length + new_tokens > lab.spec.sequence_length:
-        raise SpecError(
-            f"generation.max_seq_length: {lab.spec.sequence_length} tokens do not hold max_new_tokens = {new_tokens} "
-            f"and the {before_length} to which earlier prompts are padded: raise it, or start over with --force"
-        )
-    if longest > before_length:
-        logger.warning("a prompt of %d tokens is longer than the padded %d of earlier records", longest, before_length)
-    rows = before if limit == "auto" else min(before, limit)
-    if rows < before:
-        logger.warning("earlier records were made in batches of %d rows, from now on it is %d", before, rows)
-    elif rows < most:
-        logger.info("batches keep the %d rows of earlier records; --force starts over with %d", rows, most)
-    return Shape(rows=rows, prompt_length=max(before_length, longest), new_tokens=new_tokens)
 
 
 def make_generator(lab: Lab, shape: Shape) -> Generator:

@@ -49,9 +49,9 @@ def _lock_by_file(path: Path) -> Path:
     lock_file = path.with_name(shortened(path.name, ".lock"))
     if (owner := _read(lock_file)) is not None:
         if not _is_gone(owner):
-            host, _, process = owner.partition(" ")
+            host, process = [*owner.split(), "?", "?"][:2]
             raise SetupError(
-                f"{path}: is in use by another run: process {process or '?'} on {host or '?'}. Wait for it, choose "
+                f"{path}: is in use by another run: process {process} on {host}. Wait for it, choose "
                 f"another --results, or delete {lock_file} if that run is over."
             )
         _take_away(lock_file, owner, path)

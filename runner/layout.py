@@ -8,7 +8,7 @@ between records is nothing that a crash does, and is left for a person to look a
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from attrs import frozen
 
@@ -87,7 +87,8 @@ def _is_empty(data: bytes) -> bool:
 
 
 def _by_lines(data: bytes) -> Layout | None:
-    records, lines, spans = [], [], []
+    records: list[dict[str, Any]] = []
+    lines, spans, exact = [], [], True
     start = len(OPENING)
     while start < len(data):
         stop = data.find(b"\n", start)
@@ -95,14 +96,17 @@ def _by_lines(data: bytes) -> Layout | None:
         line = data[start:stop]
         first = start + len(line) - len(line.lstrip(b"\0"))
         line = line.strip(b"\0").rstrip(b",]\0")
-        if (record := _record_in(line)) is not None:
-            records.append(record)
-            lines.append(line)
+        found, as_written = _json_in(line) if line.startswith(b"{") else (None, True)
+        if _is_record(found):
+            records.append(found)
+            lines.append(line if as_written else encoded(found))
             spans.append((first, first + len(line)))
+            exact = exact and as_written
         start = stop + 1
     if not records:
         torn = _is_torn(data[len(OPENING) :])
-        return Layout(records=[], lines=[], end=len(OPENING), as_appended=True) if torn else None
+        ours = torn or _is_unwritten_start(data)
+        return Layout(records=[], lines=[], end=len(OPENING), as_appended=torn) if ours else None
     starts, ends = [first for first, _ in spans], [last for _, last in spans]
     gaps = [data[end:start] for end, start in zip([len(OPENING), *ends[:-1]], starts, strict=True)]
     good = [b"", *[_SEPARATOR] * (len(records) - 1)]
@@ -112,7 +116,7 @@ def _by_lines(data: bytes) -> Layout | None:
         records=records,
         lines=lines,
         end=ends[-1],
-        as_appended=gaps == good and (tail == CLOSING or _is_torn(tail)),
+        as_appended=exact and gaps == good and (tail == CLOSING or _is_torn(tail)),
         damaged_line=data[: starts[bad[0]]].count(b"\n") if bad else None,
     )
 
@@ -125,43 +129,50 @@ def _is_unwritten(gap: bytes) -> bool:
     return not gap.strip(_NOTHING) or b"\0" in gap or gap.lstrip(b",\n").startswith(b"]\n")
 
 
+def _is_unwritten_start(data: bytes) -> bool:
+    """Whether this is a first append of which some pages did not reach the disk."""
+    start, zero, _ = data.partition(b"\0")
+    first = OPENING + _FIRST_BYTES
+    return bool(zero) and (start.startswith((EMPTY, first)) or first.startswith(start))
+
+
 def _is_torn(tail: bytes) -> bool:
     """Whether an append that broke off may have left this behind the last record."""
     rest = tail.strip(_NOTHING)
-    if b"\n" in rest or (rest and tail.rstrip(b"\0").endswith(CLOSING)) or _json_in(rest) is not None:
+    if b"\n" in rest or (rest and tail.rstrip(b"\0").endswith(CLOSING)) or _json_in(rest)[0] is not None:
         return False  # whole lines, or a whole object: nothing that was torn
     return rest.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(rest)
 
 
-def _record_in(line: bytes) -> dict[str, Any] | None:
-    found = _json_in(line) if line.startswith(b"{") else None
-    return found if _is_record(found) else None
-
-
-def _json_in(data: bytes) -> Any:
-    """What the JSON in some bytes says; None where it is null, or none.
+def _json_in(data: bytes) -> tuple[Any, bool]:
+    """What the JSON in some bytes says, and whether that is exactly what they say; null where they are none.
 
     NaN and Infinity, which Python writes and JSON has not, are read as null: a number that is not finite.
     """
-    try:
-        return json.loads(data, parse_constant=lambda _: None, parse_float=_finite)
-    except (ValueError, RecursionError):
+    others: list[str] = []
+
+    def number(text: str) -> float | None:
+        value = float(text)
+        if math.isfinite(value):
+            return value
+        others.append(text)
         return None
 
-
-def _finite(text: str) -> float | None:
-    value = float(text)
-    return value if math.isfinite(value) else None
+    try:
+        found = json.loads(data, parse_constant=number, parse_float=number)
+    except (ValueError, RecursionError):
+        return None, True
+    return found, not others
 
 
 def _older(data: bytes) -> Layout | None:
-    found = _json_in(data)
+    found, _ = _json_in(data)
     if not isinstance(found, list) or not all(map(_is_record, found)):
         return None
     return Layout(records=found, lines=[encoded(record) for record in found], end=0, as_appended=False)
 
 
-def _is_record(found: object) -> bool:
+def _is_record(found: object) -> TypeGuard[dict[str, Any]]:
     """Whether this has the fields that a record is known by, and numbers and words where we count on them."""
     return (
         isinstance(found, dict)

@@ -104,7 +104,7 @@ class ResultsFile:
         self._check(lines)
         if self._begun:
             return
-        sidecar = sidecar_path(self.path)
+        sidecar, kept = sidecar_path(self.path), None
         try:
             if self._kept is not None:
                 kept = self._succeed(content_of(self._kept), "replaced")
@@ -115,7 +115,8 @@ class ResultsFile:
                 kept = kept_name(sidecar, "replaced")
                 sidecar.rename(kept)
                 logger.warning("%s: belongs to no results file any more; it is kept as %s", sidecar, kept.name)
-            sync_folder(self.path.parent)
+            if kept is not None:
+                sync_folder(self.path.parent)
         except OSError as error:
             raise SetupError(f"{self.path}: cannot be set aside: {error.strerror}. It is as it was.") from None
         self._kept, self._begun = None, True
