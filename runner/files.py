@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -17,7 +18,7 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 def dated(path: Path) -> Path:
     """An unused name beside `path` that carries the date: `a.json` -> `a_2026-11-22T10-15-00.json`."""
-    return _unused(path, f"{path.stem}_{{stamp}}", path.suffix)
+    return _unused(path, lambda stamp: shortened(path.stem, f"_{stamp}{path.suffix}"))
 
 
 def kept_name(path: Path, word: str) -> Path:
@@ -25,15 +26,15 @@ def kept_name(path: Path, word: str) -> Path:
 
     It starts with a word, so that a pattern such as `outputs_*.json` does not find what no longer counts.
     """
-    return _unused(path, f"{word}_{{stamp}}_{path.stem}", path.suffix)
+    return _unused(path, lambda stamp: shortened(f"{word}_{stamp}_{path.stem}", path.suffix))
 
 
-def _unused(path: Path, stem: str, suffix: str) -> Path:
-    stamp, count = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S"), 1
-    name = path.with_name(shortened(stem.replace("{stamp}", stamp), suffix))
+def _unused(path: Path, name_at: Callable[[str], str]) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+    name, number = path.with_name(name_at(stamp)), 1
     while os.path.lexists(name):
-        count += 1
-        name = path.with_name(shortened(stem.replace("{stamp}", f"{stamp}_{count}"), suffix))
+        number += 1
+        name = path.with_name(name_at(f"{stamp}_{number}"))
     return name
 
 

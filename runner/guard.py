@@ -133,7 +133,8 @@ def _differences_of_sidecar(before: Tables, spec: Spec) -> Differences:
     tables = to_tables(spec)
     revision = before.get("model", {}).get("revision")
     commits = {run.get("model", {}).get("commit") for run in _runs(before)}
-    if before and revision != spec.model.revision and commits != {spec.model.revision}:
+    pinned_now = spec.model.revision is not None and commits == {spec.model.revision}
+    if before and revision != spec.model.revision and not pinned_now:
         different["model.revision"] = (revision, spec.model.revision)
     for name, group in before.get("groups", {}).items():
         if tables["groups"].get(name, group) != group:
