@@ -84,9 +84,10 @@ def test_a_file_replaced_during_a_run_is_not_lost(path: Path, happened: Callable
 def test_a_file_replaced_behind_the_last_append_is_not_lost(path: Path, happened: Callable[[Path], None]) -> None:
     """Also where no append follows, a run that ends well does not say so although its records are gone."""
     file, _ = open_results(path)
+    file.append([record(0)])
+    happened(path)
     with pytest.raises(SetupError, match="records that this run has of it are in"), file:
-        file.append([record(0)])
-        happened(path)
+        pass
     assert parse(kept(path, "rescued")) == [record(0)]
 
 
@@ -139,9 +140,11 @@ def test_an_interrupt_in_the_first_append_deletes_nothing(
 
     file, _ = open_results(path)
     monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt), file:
-        for number in range(failing + 1):
+    with file:
+        for number in range(failing):
             file.append([record(number)])
+        with pytest.raises(KeyboardInterrupt):
+            file.append([record(failing)])
     assert parse(path) == [record(number) for number in range(failing + 1)]
     assert list(path.parent.iterdir()) == [path]
 
@@ -168,25 +171,27 @@ def pages(before: bytes, after: bytes, size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("old", [0, 1, 3])
-@pytest.mark.parametrize("size", [97, 101, 256])
-def test_a_power_cut_with_pages_out_of_order_loses_no_whole_record(path: Path, old: int, size: int) -> None:
+@pytest.mark.parametrize("size", [131, 160, 256])
+def test_a_power_cut_with_pages_out_of_order_loses_no_whole_record(
+    path: Path, monkeypatch: pytest.MonkeyPatch, old: int, size: int
+) -> None:
     """Whatever pages of an append reached the disk, what was whole before is there, and the file goes on as JSON."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     if old:
         write(path, range(old))
     before = path.read_bytes() if old else b"[\n]\n"
     path.parent.mkdir(exist_ok=True)
-    batch = [record(number, output="é" * 20) for number in range(10, 15)]
+    batch = [record(number, output="é" * 20) for number in range(10, 13)]
     file, _ = open_results(path)
     with file:
         file.append(batch)
         after = path.read_bytes()
     lines = [json.dumps(one, ensure_ascii=False).encode() for one in batch]
-    keep_first = (len(before) - 3) // size + 1 if old else 1  # where the old pages end, all are there in any case
     for content in set(pages(before, after, size)):
         path.write_bytes(content)
         whole = [one for one, line in zip(batch, lines, strict=True) if line in content]
         expected = [*map(record, range(old)), *whole]
-        assert read_records(path) == expected, (content, keep_first)
+        assert read_records(path) == expected, content
         write(path, range(20, 21))
         assert parse(path) == [*expected, record(20)], content
         for other in path.parent.glob("damaged_*"):
@@ -347,7 +352,7 @@ def test_force_helps_a_damaged_file_and_no_foreign_one(path: Path) -> None:
     write(path, range(3))
     damaged = path.read_bytes().replace(b'"repeat_index": 1', b'"repeat_index": !')
     path.write_bytes(damaged)
-    with pytest.raises(SetupError, match="line 3 is damaged.*--force"):
+    with pytest.raises(SetupError, match=r"line 3 is damaged.*--force"):
         open_results(path)
     file, _ = open_results(path, force=True)
     with file:
@@ -359,44 +364,55 @@ def test_force_helps_a_damaged_file_and_no_foreign_one(path: Path) -> None:
     assert path.read_text() == "Dear diary\n"
 
 
+VALUES = [b"null", b"[]", b"{}", b'"x"', b"-1", b"1e999", b"NaN", b"true", b"9" * 400, b"[" * 3000, b"0.5"]
+FIELDS = [b"repeat_index", b"std_dev", b"seed", b"prompt_text", b"batch_size_effective"]
+
+
+def flip(data: bytes, at: int, chance: random.Random) -> bytes:
+    """One bit."""
+    return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :] if at < len(data) else data
+
+
+def zeros(data: bytes, at: int, chance: random.Random) -> bytes:
+    """Some zeros in the place of some bytes."""
+    return data[:at] + b"\0" * chance.randrange(200) + data[at + chance.randrange(200) :]
+
+
+def lines(data: bytes, _at: int, chance: random.Random) -> bytes:
+    """A line doubled, gone, or in the place of another."""
+    found = data.split(b"\n")
+    one, other = chance.randrange(len(found)), chance.randrange(len(found))
+    doubled, gone = [*found[: one + 1], *found[one:]], [*found[:one], *found[one + 1 :]]
+    found[one], found[other] = found[other], found[one]
+    return b"\n".join(chance.choice([doubled, gone, found]))
+
+
+def value(data: bytes, at: int, chance: random.Random) -> bytes:
+    """Another value in a field."""
+    key = b'"' + chance.choice(FIELDS) + b'": '
+    before, found, rest = data[at:].partition(key)
+    return data[:at] + before + found + chance.choice(VALUES) + rest[len(rest.partition(b",")[0]) :] if found else data
+
+
+def rubbish(data: bytes, at: int, chance: random.Random) -> bytes:
+    """Some bytes of JSON, or of the file itself, in between."""
+    few = bytes(chance.choices(b'[]{}",:\\\n\r\t\0\xff0e', k=chance.randrange(1, 9)))
+    return data[:at] + chance.choice([few, data[: chance.randrange(len(data) + 1)]]) + data[at:]
+
+
+MUTATIONS = [flip, zeros, lines, value, rubbish, lambda data, at, _: data[:at]]
+
+
 def mutated(content: bytes, chance: random.Random) -> bytes:
     """The content with one to three things wrong."""
-    data = bytearray(content)
     for _ in range(chance.randint(1, 3)):
-        at = chance.randrange(len(data) + 1)
-        lines = bytes(data).split(b"\n")
-        one, other = chance.randrange(len(lines)), chance.randrange(len(lines))
-        kind = chance.randrange(9)
-        if kind == 0 and at < len(data):
-            data[at] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            del data[at:]
-        elif kind == 2:
-            data[at : at + chance.randrange(200)] = b"\0" * chance.randrange(200)
-        elif kind == 3:
-            data = bytearray(b"\n".join([*lines[:one], lines[one], *lines[one:]]))
-        elif kind == 4:
-            lines[one], lines[other] = lines[other], lines[one]
-            data = bytearray(b"\n".join(lines))
-        elif kind == 5:
-            data[at:at] = bytes(chance.choices(b'[]{}",:\\\n\r\t\0\xff0e', k=chance.randrange(1, 9)))
-        elif kind == 6:
-            data = bytearray(b"\n".join([*lines[:one], *lines[one + 1 :]]))
-        elif kind == 7:
-            values = [b"null", b"[]", b"{}", b'"x"', b"-1", b"1e999", b"NaN", b"true", b"9" * 400, b"[" * 3000, b"0.5"]
-            key = chance.choice([b"repeat_index", b"std_dev", b"seed", b"prompt_text", b"batch_size_effective"])
-            start = bytes(data).find(b'"' + key + b'": ', at)
-            if start >= 0:
-                start += len(key) + 4
-                end = start + len(bytes(data[start:]).partition(b",")[0])
-                data[start:end] = chance.choice(values)
-        else:
-            data[at:at] = content[: chance.randrange(len(content))]
-    return bytes(data)
+        content = chance.choice(MUTATIONS)(content, chance.randrange(len(content) + 1), chance)
+    return content
 
 
-def test_a_thousand_mutated_files_harm_nobody(tmp_path: Path) -> None:
+def test_a_thousand_mutated_files_harm_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is read, or refused with a sentence; not a byte of it is lost but of an append that broke off."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nothing here asks whether a power cut is survived
     chance = random.Random(7)
     path = tmp_path / "outputs.json"
     write(path, range(5))
@@ -419,10 +435,13 @@ def test_a_thousand_mutated_files_harm_nobody(tmp_path: Path) -> None:
             assert parse(path) == [*found, record(100 + turn)], content
             beside = [other for other in tmp_path.iterdir() if other != path]
             if not beside:
-                torn = content[len(os.path.commonprefix([content, path.read_bytes()])) :]
-                assert b"\n{" not in torn.strip(b",]\0\n"), content
+                same = next(
+                    (i for i, (a, b) in enumerate(zip(content, path.read_bytes(), strict=False)) if a != b),
+                    len(content),
+                )
+                assert b"\n{" not in content[same:].strip(b",]\0\n"), content
             assert all(other.read_bytes() == content for other in beside)
             outcomes["read"] += 1
         for other in tmp_path.iterdir():
             other.unlink()
-    assert min(outcomes.values()) > 200, outcomes
+    assert min(outcomes.values()) > 100, outcomes
