@@ -190,7 +190,7 @@ def _run(options: argparse.Namespace) -> int:
     for path, spec in specs:
         logger.info("spec %s", path)
         if options.dry_run:
-            preview.preview(spec, path.parent, options.results, logs.output)
+            preview.preview(spec, path.parent, options.results, logs.output, force=options.force)
         else:
             experiment.run(spec, path.parent, options.results, force=options.force)
     return 0

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,36 +12,35 @@ from attrs import asdict, frozen
 
 from runner import provenance, vram
 from runner.engine import Engine
+from runner.errors import SetupError
 from runner.generate import Generator
+from runner.identity import tokens_digest
 from runner.lab import Lab, set_up
 from runner.logs import Meter, log_file
 from runner.model import end_tokens, pad_token, settings_not_applied
 from runner.patient import Patient
 from runner.perplexity import perplexity
-from runner.plan import Condition, Job, Visit, conditions_of, jobs_of, most_questions, visits_of
-from runner.provenance import Sidecar
+from runner.plan import Condition, Job, Visit, conditions_of, most_questions, visits_of
 from runner.question import Question, Shape, View
-from runner.record import experiment_id, guarded_settings
+from runner.record import experiment_id
 from runner.reference import Agreement
-from runner.results import Record, ResultsFile, key_of, open_results, results_path
+from runner.resume import (
+    Experiment,
+    check_asked,
+    check_same_model,
+    guarded,
+    open_experiments,
+    static_shape,
+    witnesses_of,
+)
 from runner.sampling import Sampling
 from runner.scribe import Finding, Scribe
+from runner.sidecar import Sidecar
 from runner.spec import Spec
-from runner.sweep import Method
-from runner.tokens import Material, check, longest_and_shortest
+from runner.tokens import Material, check, longest_and_shortest, tokenise
 from runner.vision import damages_sight
 
 logger = logging.getLogger(__name__)
-
-
-@frozen(kw_only=True)
-class Experiment:
-    """What one results file gets: the conditions of one method that are not done yet."""
-
-    method: Method
-    file: ResultsFile
-    jobs: Sequence[Job]
-    last_record: Record | None
 
 
 @frozen
@@ -60,12 +60,16 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
     """
     material = check(spec, spec_folder)
     with ExitStack() as files:
-        experiments = [e for e in open_experiments(spec, material, results, files, force=force) if e.jobs]
-        if not experiments:
+        experiments = list(open_experiments(spec, material, results, files, force=force))
+        if not any(experiment.jobs for experiment in experiments):
+            check_finished(experiments, spec, material)
             logger.info("%s: nothing to do, every record is there", spec.name)
             return
+        tokens = tokenise(spec, material)
+        experiments = [guarded(e, partial(check_asked, e.past, spec, material, tokens)) for e in experiments]
         jobs = [job for experiment in experiments for job in experiment.jobs]
-        lab = set_up(spec, material, {job.condition.group for job in jobs})
+        lab = set_up(spec, material, tokens, groups_of(experiments, spec))
+        experiments = [guarded(e, partial(check_same_model, e.past, lab)) for e in experiments if e.jobs]
         start: Start | None = None  # made by the first experiment, while the model is intact
         with Meter(jobs) as meter, Patient(lab.find_targets) as patient:
             for experiment in experiments:
@@ -73,20 +77,23 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
                     start = run_experiment(lab, experiment, patient, meter, start)
 
 
-def open_experiments(
-    spec: Spec, material: Material, results: Path, files: ExitStack, *, force: bool
-) -> Iterator[Experiment]:
-    """Open the file of every method in the spec and find what is missing in it."""
-    conditions = conditions_of(spec)
-    for method in dict.fromkeys(condition.method for condition in conditions):
-        path = results_path(results, method, spec.model.id, spec.suffix)
-        file, records = open_results(path, force=force)
-        files.enter_context(file)
-        picture = material.picture.digest if material.picture else None
-        provenance.check_same_settings(path, records, guarded_settings(spec), spec, picture)
-        finished = {key_of(record) for record in records}
-        jobs = jobs_of((c for c in conditions if c.method == method), material.prompts, finished)
-        yield Experiment(method=method, file=file, jobs=jobs, last_record=records[-1] if records else None)
+def check_finished(experiments: Sequence[Experiment], spec: Spec, material: Material) -> None:
+    """Refuse prompts that are not what finished records were asked; a model that is gone by now is no reason."""
+    try:
+        tokens = tokenise(spec, material)
+    except SetupError as error:
+        logger.debug("finished records are not compared with the tokenizer: %s", error)
+        return
+    for experiment in experiments:
+        check_asked(experiment.past, spec, material, tokens)
+
+
+def groups_of(experiments: Sequence[Experiment], spec: Spec) -> set[str]:
+    """The groups that are damaged: by conditions, and once more to compare the model with that of earlier records."""
+    asked = {job.condition.group for experiment in experiments for job in experiment.jobs}
+    return asked | {
+        w.group for experiment in experiments if experiment.jobs for w in witnesses_of(experiment.past, spec)
+    }
 
 
 def run_experiment(
@@ -95,7 +102,7 @@ def run_experiment(
     """Every condition of one method: damage, measure, answer, append; how the run started."""
     left = {job.condition: set(job.prompt_indices) for job in experiment.jobs}
     most = most_rows(lab, experiment)
-    shape = static_shape(lab, experiment.last_record, most)
+    shape = static_shape(lab.spec, lab.token_ids, experiment.past.last_record, most)
     sidecar: Sidecar | None = None
     generator: Generator | None
     while any(left.values()):
@@ -107,7 +114,9 @@ def run_experiment(
             else:
                 generator.use(start.engine)
             sidecar = sidecar or open_sidecar(lab, experiment, start)
-            scribe = Scribe(lab, experiment.file, sidecar, meter)
+            scribe = Scribe(
+                lab=lab, file=experiment.file, sidecar=sidecar, meter=meter, prompt_ids=experiment.prompt_ids
+            )
             visits = visits_of(Job(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices)
             for condition, index in make_visits(visits, generator, patient, scribe, most):
                 left[condition].remove(index)
@@ -137,10 +146,8 @@ def make_visits(
 
     described = 0
     for ended in generator.answers(patients()):
-        for finding in findings[described : ended.visit + 1]:
-            scribe.describe(finding)
-        described = ended.visit + 1
-        yield from scribe.append(findings[ended.visit], ended, generator.shape)
+        new, described = findings[described : ended.visit + 1], max(described, ended.visit + 1)
+        yield from scribe.write(new, findings[ended.visit], ended, generator.shape)
 
 
 def damage(lab: Lab, visit: Visit, patient: Patient) -> Finding:
@@ -166,8 +173,8 @@ def look(lab: Lab, visit: Visit, patient: Patient, generator: Generator) -> None
 
 
 def measure_perplexity(lab: Lab, condition: Condition) -> float | None:
-    """The perplexity of the spec's text, once per level, with repeat 0's damage."""
-    if not lab.spec.perplexity.compute or condition.repeat_index:
+    """The perplexity of the spec's text under a damaged model."""
+    if not lab.spec.perplexity.compute:
         return None
     value = perplexity(lab.model, lab.perplexity_ids)
     logger.info("%s: perplexity %s", condition, "is not finite" if value is None else f"{value:.4g}")
@@ -183,20 +190,6 @@ def most_rows(lab: Lab, experiment: Experiment) -> int:
     groups = [lab.find_targets(group) for group in {condition.group for condition in conditions}]
     length = max(map(len, lab.token_ids)) + lab.spec.generation.max_new_tokens
     return min(most_questions(conditions, prompts), vram.rows_that_fit(lab.model, groups, length, lab.device))
-
-
-def static_shape(lab: Lab, last_record: Record | None, most: int) -> Shape:
-    """The shape of every batch; that of an existing file is kept, so that a resumed run gives the same records."""
-    recorded = last_record or {}
-    longest = max(map(len, lab.token_ids))
-    length = recorded.get("padded_length", longest)
-    if longest > length:
-        logger.warning("a prompt of %d tokens is longer than the padded %d of earlier records", longest, length)
-    return Shape(
-        rows=recorded.get("batch_size_effective", most),
-        prompt_length=max(length, longest),
-        new_tokens=lab.spec.generation.max_new_tokens,
-    )
 
 
 def make_generator(lab: Lab, shape: Shape) -> Generator:
@@ -245,7 +238,7 @@ def ask(lab: Lab, index: int, seed: int) -> Question:
 
 
 def open_sidecar(lab: Lab, experiment: Experiment, start: Start) -> Sidecar:
-    """Write down what runs; warn where machine or versions are not those of the run before."""
+    """What the sidecar will say of this run; warns where machine or versions are not those of the run before."""
     groups = dict.fromkeys(job.condition.group for job in experiment.jobs)
     facts = {
         "started": provenance.now(),
@@ -253,16 +246,15 @@ def open_sidecar(lab: Lab, experiment: Experiment, start: Start) -> Sidecar:
         "machine": provenance.machine_facts(lab.device),
         "engine": asdict(start.engine),
         "start_check": asdict(start.agreement),
-        "generation_config": {
-            "end_tokens": end_tokens(lab.model, lab.tokenizer),
-            "not_applied": settings_not_applied(lab.model),
-        },
         "model": lab.model_facts(),
+        "generation_config": dict(lab.checkpoint_settings),
         "prompts_digest": provenance.prompts_digest(lab.prompts),
+        "tokens_digest": tokens_digest([token for ids in lab.token_ids for token in (*ids, -1)]),
+        "perplexity_digest": lab.perplexity_digest or "none",
         "picture": lab.sight.digest if lab.sight else "none",
         "groups": {group: [target.name for target in lab.find_targets(group)] for group in groups},
     }
-    sidecar = Sidecar(experiment.file.path, lab.spec, facts)
+    sidecar = Sidecar(experiment.file.path, lab.spec, facts, experiment.past.sidecar)
     for change in sidecar.changes:
         logger.warning("not as in the run before: %s", change)
     return sidecar

@@ -1,28 +1,58 @@
-"""Files that are replaced as a whole or not at all."""
+"""Files that are replaced as a whole or not at all, and names that hold a date."""
 
+import errno
+import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LONGEST_NAME = 255  # bytes, on nearly every file system
+# What file systems answer that cannot wait for the disk: CIFS and FUSE for folders, some of FUSE's for files as well.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def dated(path: Path) -> Path:
     """An unused name beside `path` that carries the date: `a.json` -> `a_2026-11-22T10-15-00.json`."""
+    return _unused(path, lambda stamp: shortened(path.stem, f"_{stamp}{path.suffix}"))
+
+
+def kept_name(path: Path, word: str) -> Path:
+    """An unused name beside `path` for a file that is kept: `a.json` -> `replaced_2026-11-22T10-15-00_a.json`.
+
+    It starts with a word, so that a pattern such as `outputs_*.json` does not find what no longer counts.
+    """
+    return _unused(path, lambda stamp: shortened(f"{word}_{stamp}_{path.stem}", path.suffix))
+
+
+def _unused(path: Path, name_at: Callable[[str], str]) -> Path:
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
-    name, count = path.with_stem(f"{path.stem}_{stamp}"), 1
-    while name.exists():
-        name, count = path.with_stem(f"{path.stem}_{stamp}_{count}"), count + 1
+    name, number = path.with_name(name_at(stamp)), 1
+    while os.path.lexists(name):
+        number += 1
+        name = path.with_name(name_at(f"{stamp}_{number}"))
     return name
+
+
+def shortened(stem: str, suffix: str) -> str:
+    """`stem` and `suffix` as one name, the stem cut where that is longer than a name may be."""
+    room = LONGEST_NAME - len(os.fsencode(suffix))
+    encoded = os.fsencode(stem)
+    return stem + suffix if len(encoded) <= room else encoded[:room].decode(errors="ignore") + suffix
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
     finally:
         with suppress(FileNotFoundError):
@@ -30,10 +60,33 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def temporary_name(path: Path) -> Path:
+    """Where the new content of a file is written before it gets the name."""
+    return path.with_name(shortened(f".{os.getpid()}.{path.name}", ".tmp"))
+
+
+def sync(descriptor: int) -> None:
+    """Wait until a file or folder is on the disk, where the file system can say so."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        _warn_of_no_sync(error.strerror)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the folder may be read."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@cache
+def _warn_of_no_sync(reason: str) -> None:
+    logger.warning("this file system cannot wait for the disk (%s): a power cut may cost the latest records", reason)

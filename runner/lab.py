@@ -1,21 +1,24 @@
 """What all conditions of a run share: a checked spec, its prompts as tokens, the model on its device."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from attrs import frozen
 
+from runner.errors import SetupError
 from runner.groups import find_targets, is_tied, untie_where_asked
-from runner.model import choose_device, load_model, locate
+from runner.identity import model_digest, tokens_digest
+from runner.model import choose_device, end_tokens, load_model, locate, settings_not_applied
 from runner.placement import locate_weights, unpack_4bit
 from runner.projections import join_projections
 from runner.prompt import Prompt
 from runner.sampling import set_all_seeds
+from runner.selection import BUILT_IN, Selection
 from runner.spec import Spec
 from runner.target import Target
-from runner.tokens import Material, tokenise
+from runner.tokens import Material, Tokens
 from runner.vision import Sight
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,14 @@ class Lab:
     model: Any
     device: torch.device
     sight: Sight | None  # of the picture, where there is one
+    templated: bool  # whether the model has a chat template
+    model_digest: str | None  # of the intact model; None where that cannot be read
+    checkpoint_settings: Mapping[str, Any]  # the checkpoint's own: what ends an answer, and what is not applied
+
+    @property
+    def perplexity_digest(self) -> str | None:
+        """The digest of the text whose perplexity is measured, as the model reads it."""
+        return tokens_digest(self.perplexity_ids) if self.perplexity_ids else None
 
     def find_targets(self, group: str) -> Sequence[Target]:
         """The tensors of a condition's group."""
@@ -43,18 +54,20 @@ class Lab:
         return {
             "class": type(self.model).__name__,
             "commit": getattr(self.model.config, "_commit_hash", None) or "none",
+            "digest": self.model_digest or "none",
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "tied_embeddings": is_tied(self.model),
         }
 
 
-def set_up(spec: Spec, material: Material, groups: Iterable[str]) -> Lab:
-    """Load tokenizer and model; the cheapest check comes first."""
+def set_up(spec: Spec, material: Material, tokens: Tokens, groups: Iterable[str]) -> Lab:
+    """Load the model; tokens come first, since they are the cheaper check."""
     set_all_seeds(spec.run.seed)
     device = choose_device(spec.model.device)
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
-    tokens = tokenise(spec, material)
-    model = load_subject(spec, groups, device)
+    model = load_intact(spec, device)
+    digest = model_digest(model)
+    make_ready(model, spec, groups, device)
     return Lab(
         spec=spec,
         prompts=material.prompts,
@@ -64,29 +77,58 @@ def set_up(spec: Spec, material: Material, groups: Iterable[str]) -> Lab:
         model=model,
         device=device,
         sight=tokens.sight,
+        templated=tokens.templated,
+        model_digest=digest,
+        checkpoint_settings=checkpoint_settings(model, tokens.tokenizer),
     )
 
 
-def load_subject(spec: Spec, groups: Iterable[str], device: torch.device) -> Any:
-    """The model, ready for damage to these groups; `device` is where it reads its input.
+def checkpoint_settings(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What the checkpoint itself says about generation: what is not applied, and what ends an answer."""
+    return {**settings_not_applied(model), "end_tokens": end_tokens(model, tokenizer)}
+
+
+def load_intact(spec: Spec, device: torch.device) -> Any:
+    """The model as it is; `device` is where it reads its input."""
+    may_spread = spec.model.device == "auto"
+    return load_model(
+        locate(spec.model), spec.model.dtype, device, load_4bit=spec.model.load_4bit, may_spread=may_spread
+    )
+
+
+def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.device) -> None:
+    """Make a model ready for damage to these groups.
 
     Raises:
         SpecError: the model does not have a group: an error now, not hours later.
     """
-    may_spread = spec.model.device == "auto"
-    model = load_model(
-        locate(spec.model), spec.model.dtype, device, load_4bit=spec.model.load_4bit, may_spread=may_spread
-    )
-    untie_where_asked(model, spec.selections().values())
+    selections = [*spec.selections().values(), *(selection_of(spec, group) for group in groups)]
+    untie_where_asked(model, selections)
     if device.type == "cuda":
         join_projections(model)
     for group in groups:
         targets = targets_of(model, spec, group)
         if spec.model.load_4bit:
             unpack_4bit(model, targets)
-    return model
 
 
 def targets_of(model: Any, spec: Spec, group: str) -> Sequence[Target]:
     """The tensors of a group, with weights that can be read and written wherever they are."""
-    return locate_weights(model, find_targets(model, spec.selections()[group]))
+    return locate_weights(model, find_targets(model, selection_of(spec, group)))
+
+
+def selection_of(spec: Spec, label: str) -> Selection:
+    """What the `param_group_name` of a record means: `v_proj[0-11]`, `embed_only[input]`.
+
+    Raises:
+        SetupError: neither a sweep nor a group of the spec, nor the built-in groups explain it.
+    """
+    if (found := spec.selections().get(label)) is not None:
+        return found
+    group, *parts = label.replace("]", "").split("[")
+    for layers in (None, parts[0] if parts else None):
+        for tied in ("both", "input", "output"):
+            selection = Selection(group=group, definition=spec.groups.get(group), layers=layers, tied=tied)
+            if selection.label == label and (group in BUILT_IN or selection.definition):
+                return selection
+    raise SetupError(f"param_group_name: {label!r} is no built-in group, and [groups] does not define it")

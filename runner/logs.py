@@ -1,5 +1,6 @@
 """Console and log file, progress, and nothing secret in any of them."""
 
+import io
 import logging
 import re
 import sys
@@ -17,13 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from runner.errors import SetupError
 from runner.files import dated
+from runner.layout import Record
 from runner.plan import Condition, Job
 from runner.redact import redact
-from runner.results import Record
 
 logger = logging.getLogger(__name__)
-console = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+# Names of groups and folders hold brackets and colons: no markup, no emoji.
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+output = Console(highlight=False, markup=False, emoji=False)
 SHOWN_CHARACTERS = 160
 
 
@@ -33,7 +35,10 @@ class _Redacting(logging.Formatter):
 
 
 def set_up(level: str) -> None:
-    """Log to the console from `level` on; libraries from WARNING on."""
+    """Log to the console from `level` on; libraries from WARNING on. What the terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if console.is_terminal:
         handler: logging.Handler = RichHandler(
             console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="%H:%M:%S"
@@ -55,7 +60,7 @@ def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = dated(folder / (re.sub(r"[^\w.-]+", "_", experiment_id) + ".log"))
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise SetupError(f"{folder}: no log can be written there: {error.strerror}") from None
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -1,8 +1,8 @@
 """From a spec and what is finished to what is still to do, in order. Knows neither model nor file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import count, groupby
 
 from attrs import frozen
 
@@ -105,3 +105,19 @@ def most_questions(conditions: Iterable[Condition], prompts: int) -> int:
     """How many answers one damaged model gives at most, finished ones included."""
     sizes = [len(list(same)) for _, same in groupby(conditions, key=lambda condition: condition.weights)]
     return max(sizes) * prompts
+
+
+def number_prompts(texts: Iterable[str], own: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
+    """The `prompt_id` of each text: that of a file's own records, else that of other files of the run, else the next.
+
+    A number that a file has given stands for its text for ever, wherever prompts are inserted later.
+    """
+    numbers: dict[str, int] = {}
+    taken = {*own.values(), *others.values()}
+    free = (number for number in count(1) if number not in taken)
+    for text in texts:
+        number = own.get(text)
+        if number is None and others.get(text) not in {None, *own.values()}:
+            number = others[text]
+        numbers[text] = next(free) if number is None else number
+    return numbers

@@ -12,32 +12,34 @@ from runner import vram
 from runner.checkpoint import check_quantisation
 from runner.errors import SetupError
 from runner.groups import find_targets, is_tied, untie_where_asked
+from runner.guard import Past, past_of
 from runner.loading import build_on_meta
 from runner.model import choose_device, load_config, locate
-from runner.plan import Job, conditions_of, jobs_of
+from runner.plan import Job, Key, conditions_of, jobs_of
+from runner.question import Shape
 from runner.results import key_of, read_records, results_path
+from runner.resume import check_asked, check_past_settings, not_made_again, static_shape
+from runner.sidecar import read_sidecar
 from runner.spec import Spec
 from runner.target import Target
-from runner.tokens import check, tokenise
+from runner.tokens import Material, check, tokenise
 
 TENSORS_SHOWN = 3
 
 
-def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> None:
+def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, force: bool = False) -> None:
     """Print what a run would do.
 
     Raises:
         SpecError, SetupError: as the run itself would.
     """
     material = check(spec, spec_folder)
-    prompts = material.prompts
-    paths = {sweep.method: results_path(results, sweep.method, spec.model.id, spec.suffix) for sweep in spec.sweeps}
-    finished = {key_of(record) for path in paths.values() for record in read_records(path)}
-    jobs = jobs_of(conditions_of(spec), prompts, finished)
-    console.print(_plan_table(spec, jobs, len(prompts)))
+    pasts, finished = _look_back(spec, material, results, force=force)
+    jobs = jobs_of(conditions_of(spec), material.prompts, finished)
+    console.print(_plan_table(spec, jobs, len(material.prompts)))
     console.print(f"records to do: {sum(len(job.prompt_indices) for job in jobs)}, finished: {len(finished)}")
-    for path in paths.values():
-        console.print(f"results file: {path}", soft_wrap=True)
+    for past in pasts:
+        console.print(f"results file: {past.path}", soft_wrap=True)
 
     device, source = choose_device(spec.model.device, gpu_expected=False), locate(spec.model)
     config = load_config(source)
@@ -45,14 +47,41 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console) -> N
     model = build_on_meta(config)
     groups = _print_groups(spec, model, console)
 
-    token_ids = tokenise(spec, material).ids
-    limit, longest = spec.generation.max_batch_size, max(map(len, token_ids))
-    rows = len(prompts) if limit == "auto" else min(len(prompts), limit)
-    length = longest + spec.generation.max_new_tokens
-    more = ", or more where repeats share a damaged model and memory allows" if limit == "auto" else ""
-    console.print(f"static shape: {rows} rows{more}, {length} tokens (longest prompt {longest})", soft_wrap=True)
-    need = vram.estimate(model, groups, rows, length, getattr(torch, spec.model.dtype).itemsize)
+    tokens = tokenise(spec, material)
+    for past in pasts if not force else ():
+        check_asked(past, spec, material, tokens)
+    shape = _print_shapes(spec, tokens.ids, pasts, console)
+    need = vram.estimate(model, groups, shape.rows, shape.length, getattr(torch, spec.model.dtype).itemsize)
     _print_memory(spec, need, device, console)
+
+
+def _look_back(spec: Spec, material: Material, results: Path, *, force: bool) -> tuple[list[Past], set[Key]]:
+    """What the results files say, and which of their records stay."""
+    pasts, finished = list[Past](), set[Key]()
+    for method in dict.fromkeys(sweep.method for sweep in spec.sweeps):
+        path = results_path(results, method, spec.model.id, spec.suffix)
+        records = read_records(path)
+        if force:
+            records = not_made_again(records, [c for c in conditions_of(spec) if c.method == method])
+        pasts.append(past_of(path, records, read_sidecar(path) if records else {}))
+        finished |= {key_of(record) for record in records}
+        if not force:
+            check_past_settings(pasts[-1], records, spec, material)
+    return pasts, finished
+
+
+def _print_shapes(spec: Spec, token_ids: Sequence[Sequence[int]], pasts: Sequence[Past], console: Console) -> Shape:
+    """Print the shapes of the files' batches, and return the largest."""
+    limit = spec.generation.max_batch_size
+    most = len(token_ids) if limit == "auto" else min(len(token_ids), limit)
+    shapes = [static_shape(spec, token_ids, past.last_record, most) for past in pasts]
+    more = ", or more where repeats share a damaged model and memory allows" if limit == "auto" else ""
+    for shape in dict.fromkeys(shapes):
+        console.print(
+            f"static shape: {shape.rows} rows{more}, {shape.length} tokens (longest prompt {shape.prompt_length})",
+            soft_wrap=True,
+        )
+    return max(shapes, key=lambda shape: shape.rows * shape.length)
 
 
 def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target, ...]]:

@@ -12,11 +12,12 @@ import polars as pl
 
 from runner.errors import SetupError, SpecError
 from runner.figures import draw, save
+from runner.layout import Record
 from runner.metrics import METRICS, Metric, measure_all, without_loop
 from runner.page import Run, Shown, render
 from runner.prompt import Prompt, load_prompts
-from runner.provenance import read_sidecar
-from runner.results import Record, read_records, short_name
+from runner.results import read_records, short_name
+from runner.sidecar import read_sidecar
 from runner.spec import find_shipped
 from runner.statistics import rank, summarise
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from runner.errors import SetupError
 from runner.model import choose_device, load_model, load_tokenizer, locate, quieten
 from runner.perplexity import perplexity
-from runner.provenance import sidecar_path
+from runner.sidecar import sidecar_path
 from runner.spec import load_spec
 
 logger = logging.getLogger(__name__)

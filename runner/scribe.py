@@ -1,6 +1,7 @@
 """From what a damaged model said to what is on the disk: evidence in the sidecar, records in the results file."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -8,13 +9,14 @@ from attrs import frozen
 from runner import vram
 from runner.evidence import Evidence
 from runner.generate import Ended
+from runner.identity import tokens_digest
 from runner.lab import Lab
 from runner.logs import Meter
 from runner.plan import Condition, Visit
-from runner.provenance import Sidecar
 from runner.question import Answer, Shape
 from runner.record import make_record
-from runner.results import ResultsFile
+from runner.results_file import ResultsFile
+from runner.sidecar import Sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class Finding:
     perplexity: float | None
 
 
-@frozen
+@frozen(kw_only=True)
 class Scribe:
     """Writes down everything about one results file."""
 
@@ -38,8 +40,43 @@ class Scribe:
     file: ResultsFile
     sidecar: Sidecar
     meter: Meter
+    prompt_ids: Mapping[str, int]
 
-    def describe(self, finding: Finding) -> None:
+    def write(
+        self, new: Sequence[Finding], finding: Finding, ended: Ended, shape: Shape
+    ) -> list[tuple[Condition, int]]:
+        """Write down what damage did to models that are `new`, and answers that ended together of one of them.
+
+        Gives the questions that are thereby done.
+        """
+        asked = finding.visit.questions
+        done = [asked[index] for index, _ in ended.answers]
+        used = vram.used_fraction(self.lab.device)
+        of_all = _tell_model(self.lab, finding) | {
+            "duration": ended.seconds / len(done),
+            "vram_usage_percent": None if used is None else 100 * used,
+        }
+        identity = _tell_identity(self.lab)
+        records = [
+            make_record(
+                self.lab.spec,
+                condition,
+                self._tell_answer(index, shape, answer)
+                | of_all
+                | {"prompt_digest": tokens_digest(self.lab.token_ids[index])}
+                | identity,
+            )
+            for (condition, index), (_, answer) in zip(done, ended.answers, strict=True)
+        ]
+        self.file.begin(records)  # before the sidecar, which could otherwise be that of another file by now
+        for one in new:
+            self._describe(one)
+        self.file.append(records)
+        self.meter.batch_done([condition for condition, _ in done], records, ended.seconds)
+        vram.check(used)
+        return done
+
+    def _describe(self, finding: Finding) -> None:
         """Say in the sidecar what the damage of a visit's conditions did."""
         self.sidecar.add_evidence([_evidence_row(job.condition, finding) for job in finding.visit.jobs])
         first, distinct = finding.visit.jobs[0].condition, finding.evidence.distinct_values
@@ -47,50 +84,37 @@ class Scribe:
             dtype = self.lab.spec.model.dtype
             logger.warning("%s: %s holds %d distinct values of %g", first, dtype, distinct, first.level)
 
-    def append(self, finding: Finding, ended: Ended, shape: Shape) -> list[tuple[Condition, int]]:
-        """Append the records of answers that ended together; which questions are thereby done."""
-        asked = finding.visit.questions
-        done = [asked[index] for index, _ in ended.answers]
-        used = vram.used_fraction(self.lab.device)
-        common = {
-            "weights_digest": finding.digest,
-            "duration": ended.seconds / len(done),
-            "vram_usage_percent": None if used is None else 100 * used,
+    def _tell_answer(self, index: int, shape: Shape, answer: Answer) -> dict[str, Any]:
+        """What a record says of a prompt and its answer."""
+        lab = self.lab
+        text = lab.prompts[index].text
+        return {
+            "device": str(lab.device),
+            "prompt_id": self.prompt_ids[text],
+            "prompt_text": text,
+            "output": lab.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            "tokens": len(answer.token_ids),
+            "tokens_out": len(answer.token_ids),
+            "tokens_in": len(lab.token_ids[index]),
+            "finish_reason": answer.finish_reason,
+            "batch_size_effective": shape.rows,
+            "padded_length": shape.prompt_length,
         }
-        records = [
-            make_record(
-                self.lab.spec,
-                condition,
-                _tell(self.lab, index, shape, answer) | _perplexity(self.lab, condition, finding) | common,
-            )
-            for (condition, index), (_, answer) in zip(done, ended.answers, strict=True)
-        ]
-        self.file.append(records)
-        self.meter.batch_done([condition for condition, _ in done], records, ended.seconds)
-        vram.check(used)
-        return done
 
 
-def _tell(lab: Lab, index: int, shape: Shape, answer: Answer) -> dict[str, Any]:
-    """What a record says of a prompt and its answer."""
+def _tell_model(lab: Lab, finding: Finding) -> dict[str, Any]:
+    """What a record says of the damaged model."""
+    measured = {"perplexity": finding.perplexity} if lab.spec.perplexity.compute else {}
+    return {"model_variant": "it" if lab.templated else "base", "weights_digest": finding.digest, **measured}
+
+
+def _tell_identity(lab: Lab) -> dict[str, Any]:
+    """What exactly was damaged, shown and measured, as digests."""
     return {
-        "device": str(lab.device),
-        "prompt_id": index + 1,
-        "prompt_text": lab.prompts[index].text,
-        "output": lab.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
-        "tokens": len(answer.token_ids),
-        "tokens_out": len(answer.token_ids),
-        "tokens_in": len(lab.token_ids[index]),
-        "finish_reason": answer.finish_reason,
-        "batch_size_effective": shape.rows,
-        "padded_length": shape.prompt_length,
+        "model_digest": lab.model_digest,
+        "image_digest": lab.sight.digest if lab.sight else None,
+        "perplexity_digest": lab.perplexity_digest,
     }
-
-
-def _perplexity(lab: Lab, condition: Condition, finding: Finding) -> dict[str, Any]:
-    """The perplexity, which stands on the records of repeat 0."""
-    wanted = lab.spec.perplexity.compute and condition.repeat_index == 0
-    return {"perplexity": finding.perplexity} if wanted else {}
 
 
 def _evidence_row(condition: Condition, finding: Finding) -> dict[str, Any]:

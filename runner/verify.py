@@ -1,14 +1,19 @@
 """`degrade verify`: damage again, compare digests, generate nothing. How one checks that it is the same experiment."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from runner.errors import SetupError
-from runner.lab import load_subject, targets_of
+from runner.guard import is_damage
+from runner.identity import model_digest
+from runner.lab import load_intact, make_ready, targets_of
+from runner.layout import Record
 from runner.model import choose_device
 from runner.patient import Patient
-from runner.provenance import sidecar_path
 from runner.results import read_records
+from runner.sidecar import read_sidecar, sidecar_path
 from runner.spec import load_spec
 from runner.sweep import Method
 
@@ -18,26 +23,58 @@ Damage = tuple[str, Method, float, int]  # group, method, level, seed
 
 
 def verify(results: Path, device: str | None = None) -> bool:
-    """Whether every damaged model of a results file comes out bit for bit on this machine.
+    """Whether the model and every damaged model of a results file come out bit for bit on this machine.
 
     Raises:
-        SetupError: the file, its sidecar or the model cannot be read.
+        SetupError: the file, its sidecar or the model cannot be read, or there is nothing to compare.
     """
     records = read_records(results)
     if not records:
         raise SetupError(f"{results}: holds no records")
-    if not sidecar_path(results).is_file():
+    if not read_sidecar(results):
         raise SetupError(f"{sidecar_path(results)}: is missing; it says which model and groups were damaged")
-    recorded: dict[Damage, set[str]] = {}
-    for record in records:
-        key = (record["param_group_name"], record["degradation_method"], record["std_dev"], record["seed"])
-        recorded.setdefault(key, set()).add(record["weights_digest"])
+    recorded = damages_in(results, records)
     spec = load_spec(sidecar_path(results), [f'model.device="{device}"'] if device else [])
-    model = load_subject(spec, {group for group, *_ in recorded}, choose_device(spec.model.device))
+    place = choose_device(spec.model.device)
+    model = load_intact(spec, place)
+    same = _is_same_model(model, {r["model_digest"] for r in records if r.get("model_digest")})
+    make_ready(model, spec, {group for group, *_ in recorded}, place)
     with Patient(lambda group: targets_of(model, spec, group)) as patient:
         different = [key for key, digests in recorded.items() if not _equal(patient, key, digests)]
     logger.info("%s: %d damaged models, %d differ", results.name, len(recorded), len(different))
-    return not different
+    return same and not different
+
+
+def damages_in(results: Path, records: Iterable[Record]) -> dict[Damage, set[str]]:
+    """The digests that records have of each damaged model; records without are counted and told.
+
+    Raises:
+        SetupError: no record has one, or a record names a damage that there is not.
+    """
+    recorded: dict[Damage, set[str]] = {}
+    without = 0
+    for record in records:
+        group, method, level = record["param_group_name"], record["degradation_method"], record["std_dev"]
+        if not is_damage(method, level):
+            raise SetupError(f"{results}: a record names a damage that there is not: {method} {level!r} of {group}")
+        if record.get("weights_digest") is None or record.get("seed") is None:
+            without += 1
+        else:
+            recorded.setdefault((group, method, level, record["seed"]), set()).add(record["weights_digest"])
+    if not recorded:
+        raise SetupError(f"{results}: no record holds seed and weights_digest, so that there is nothing to compare")
+    if without:
+        logger.warning("%s: %d records hold no digest and are not compared", results.name, without)
+    return recorded
+
+
+def _is_same_model(model: Any, recorded: set[str]) -> bool:
+    """Whether the intact model is the recorded one; what holds no digest is not compared."""
+    digest = model_digest(model) if recorded else None
+    if digest is None or recorded == {digest}:
+        return True
+    logger.error("the intact model: %s was %s", digest, sorted(recorded))
+    return False
 
 
 def _equal(patient: Patient, key: Damage, digests: set[str]) -> bool:

@@ -20,7 +20,8 @@ timestamp experiment_id config_name prompt_group model_name model_variant device
 restore_strategy degradation_method param_group_name std_dev level_value level_index repeat_index seed prompt_id
 prompt_text output tokens tokens_out tokens_in finish_reason duration temperature do_sample gen_params
 batch_size_effective image_used image_filename vram_usage_percent weights_digest
-""".split()  # noqa: SIM905 - one word per field reads better than 34 quoted strings
+prompt_digest model_digest image_digest perplexity_digest
+""".split()  # noqa: SIM905 - one word per field reads better than 38 quoted strings
 MAY_DIFFER = ("timestamp", "duration", "vram_usage_percent")
 KILLS = 10
 
@@ -52,7 +53,7 @@ def test_a_run_records_everything(study: Path, degrade: Command) -> None:
         assert [field for field in FIELDS if field not in record] == []
         assert record["tokens"] == record["tokens_out"] <= 12
         assert record["seed"] == 5 + record["repeat_index"]
-        assert ("perplexity" in record) == (record["repeat_index"] == 0)
+        assert isinstance(record["perplexity"], float)
         assert record["batch_size_effective"] == 3
         assert record["finish_reason"] in {"eos", "length", "nonfinite"}
     for path in paths:
@@ -151,14 +152,15 @@ def test_finished_run_loads_no_model(study: Path, degrade: Command, checkpoints:
 
 
 def test_force_starts_over_and_keeps_the_old(study: Path, degrade: Command) -> None:
-    """--force runs everything again beside the old file under a dated name; both hold the same."""
+    """--force runs everything again; the old file is kept under a name that no pattern of results finds."""
     arguments = ("--sweep", "gauss")
     done(degrade(*arguments))
     first = records_in(study / "results")
     done(degrade(*arguments, "--force"))
-    assert len(list((study / "results").glob("outputs_*.json"))) == 2
-    both = records_in(study / "results")
-    assert both[::2] == both[1::2] == first
+    assert records_in(study / "results") == first
+    (kept,) = (study / "results").glob("replaced_20*_outputs_*.json")
+    assert len(json.loads(kept.read_text())) == len(first)
+    assert kept.with_suffix(".toml").is_file()
 
 
 def test_the_sidecar_runs_again(study: Path, degrade: Command) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.plan import Condition, Job, Key, conditions_of, jobs_of, most_questions, visits_of
+from runner.plan import Condition, Job, Key, conditions_of, jobs_of, most_questions, number_prompts, visits_of
 from runner.prompt import Prompt
 from runner.spec import Model, Run, Spec, find_spec, load_spec
 from runner.sweep import Sweep
@@ -140,3 +140,25 @@ def test_conditions_of_equal_weights_are_one_visit() -> None:
     assert visits[0].questions == [(one, 0), (other, 0), (other, 1), (one, 2), (other, 2)]
     assert most_questions(conditions, len(PROMPTS)) == 6
     assert most_questions(conditions[4:], len(PROMPTS)) == 3
+
+
+def test_a_number_stands_for_one_text() -> None:
+    """Texts keep the number of their file, else that of another file of the run; new ones get what is free."""
+    texts = ["new", "a", "b", "c"]
+    assert number_prompts(texts, {}, {}) == {"new": 1, "a": 2, "b": 3, "c": 4}
+    assert number_prompts(texts, {"a": 1, "b": 2}, {"c": 3}) == {"new": 4, "a": 1, "b": 2, "c": 3}
+    assert number_prompts(texts, {"a": 1, "c": 3}, {"b": 3}) == {"new": 2, "a": 1, "b": 4, "c": 3}
+    assert number_prompts(["b", "a"], {"gone": 1}, {}) == {"b": 2, "a": 3}
+    assert number_prompts(texts[1:], {"a": 1}, {}) == {"a": 1, "b": 2, "c": 3}, "as a run that was not interrupted"
+
+
+@settings(deadline=None)
+@given(
+    own=st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 6)),
+    others=st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 6)),
+)
+def test_no_new_number_is_taken(own: dict[str, int], others: dict[str, int]) -> None:
+    """Whatever the files say, a text that a file does not know gets none of the file's numbers."""
+    found = number_prompts("abcdef", own, others)
+    assert {text: found[text] for text in own} == own
+    assert not {found[text] for text in "abcdef" if text not in own} & {*own.values()}

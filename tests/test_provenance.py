@@ -10,19 +10,13 @@ import pytest
 from attrs import evolve
 
 from runner.errors import SpecError
+from runner.guard import check_settings
 from runner.plan import conditions_of
 from runner.prompt import Prompt
-from runner.provenance import (
-    PACKAGES,
-    Sidecar,
-    check_same_settings,
-    prompts_digest,
-    read_sidecar,
-    sidecar_path,
-    versions,
-)
+from runner.provenance import PACKAGES, prompts_digest, versions
 from runner.record import experiment_id, guarded_settings, make_record
 from runner.results import key_of, open_results
+from runner.sidecar import Sidecar, read_sidecar, sidecar_path
 from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
 from runner.sweep import Sweep
 
@@ -63,11 +57,23 @@ def records_of(spec: Spec) -> list[dict[str, Any]]:
     return found
 
 
+def check(path: Path, records: list[dict[str, Any]], spec: Spec) -> None:
+    """Compare what a file and its sidecar hold with the settings of a spec."""
+    check_settings(path, records, guarded_settings(spec), spec, read_sidecar(path))
+
+
 def refusal(path: Path, records: list[dict[str, Any]], spec: Spec) -> list[str]:
     """The lines that the user reads when a resume is refused."""
     with pytest.raises(SpecError) as caught:
-        check_same_settings(path, records, guarded_settings(spec), spec)
+        check(path, records, spec)
     return str(caught.value).splitlines()
+
+
+def describe(path: Path, spec: Spec, told: dict[str, Any], *rows: dict[str, Any]) -> Sidecar:
+    """Write the sidecar of a run, as its first evidence does."""
+    sidecar = Sidecar(path, spec, told, read_sidecar(path))
+    sidecar.add_evidence(rows)
+    return sidecar
 
 
 @pytest.fixture
@@ -80,19 +86,19 @@ def test_the_sidecar_is_a_spec_that_runs_the_same_again(path: Path) -> None:
     """Whoever finds the results can repeat them with the file beside them, without the spec that it extended."""
     for spec in (SPEC, load_spec(find_spec("dreams_it"))):
         sidecar_path(path).unlink(missing_ok=True)
-        Sidecar(path, spec, facts())
+        describe(path, spec, facts())
         assert sidecar_path(path).name == "outputs_ablation_model_study.toml"
         assert load_spec(sidecar_path(path)) == spec
 
 
 def test_every_run_stays_in_the_sidecar_and_changes_are_told(path: Path) -> None:
     """A study that went on under another torch says so, and keeps what both runs said of themselves."""
-    assert Sidecar(path, SPEC, facts()).changes == []
-    assert Sidecar(path, SPEC, facts(numpy="2.1")).changes == [], "what was not noted before has not changed"
+    assert describe(path, SPEC, facts()).changes == []
+    assert describe(path, SPEC, facts(numpy="2.1")).changes == [], "what was not noted before has not changed"
     now = facts(torch="2.13", numpy="2.2")
-    assert Sidecar(path, SPEC, now).changes == ["torch: 2.11 before, 2.13 now", "numpy: 2.1 before, 2.2 now"]
+    assert describe(path, SPEC, now).changes == ["torch: 2.11 before, 2.13 now", "numpy: 2.1 before, 2.2 now"]
     machine = now | {"machine": {"device": "cuda:0", "platform": "Linux", "gpu": "H200"}}
-    assert Sidecar(path, SPEC, machine).changes == ["device: cpu before, cuda:0 now"], "the last run is compared"
+    assert describe(path, SPEC, machine).changes == ["device: cpu before, cuda:0 now"], "the last run is compared"
     assert read_sidecar(path)["provenance"]["runs"] == [facts(), facts(numpy="2.1"), now, machine]
     assert [file.name for file in path.parent.iterdir()] == [sidecar_path(path).name], "no temporary file is left"
 
@@ -117,12 +123,12 @@ def test_prompts_digest_depends_on_texts_and_their_order() -> None:
 
 def test_the_same_settings_go_on(path: Path) -> None:
     """More repeats, other sweeps and another batch size are welcome in a file; each repeat has its own seed."""
-    Sidecar(path, SPEC, facts())
+    describe(path, SPEC, facts())
     more = evolve(SPEC, sweeps=SPEC.sweeps[:1], run=Run(seed=5, n_rep=9))
     more = evolve(more, generation=evolve(SPEC.generation, max_batch_size=1), model=evolve(SPEC.model, device="cpu"))
-    check_same_settings(path, records_of(SPEC), guarded_settings(more), more)
+    check(path, records_of(SPEC), more)
     another = evolve(more, model=evolve(more.model, revision="another"))
-    check_same_settings(path, [], guarded_settings(another), another)  # no record, nothing to mix
+    check(path, [], another)  # no record, nothing to mix
 
 
 def test_other_settings_are_refused_with_every_difference(path: Path) -> None:
@@ -134,7 +140,7 @@ def test_other_settings_are_refused_with_every_difference(path: Path) -> None:
         run=Run(seed=6, n_rep=2),
         image=Image(enabled=True, path="kitchen.png"),
     )
-    Sidecar(path, SPEC, facts())
+    describe(path, SPEC, facts())
     first, *lines = refusal(path, records_of(SPEC), other)
     assert first.startswith(f"{path}: was made under other settings.")
     assert "--force" in first
@@ -156,7 +162,7 @@ def test_one_record_among_many_is_enough(path: Path) -> None:
 def test_what_an_older_record_does_not_say_is_not_compared(path: Path, missing: str) -> None:
     """Records of the reference code lack fields; a missing value is no other value, and the rest is compared still."""
     records = [{key: value for key, value in one.items() if key != missing} for one in records_of(SPEC)]
-    check_same_settings(path, records, guarded_settings(SPEC), SPEC)
+    check(path, records, SPEC)
     wrong = "model_name" if missing != "model_name" else "dtype"
     assert refusal(path, [one | {wrong: "x"} for one in records], SPEC)[1].startswith(f"  {wrong}: the file has 'x'")
 
@@ -164,18 +170,17 @@ def test_what_an_older_record_does_not_say_is_not_compared(path: Path, missing: 
 def test_evidence_is_kept_once_per_condition(path: Path) -> None:
     """What a damage did is said once, also when the condition is met again by a resumed run."""
     row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
-    sidecar = Sidecar(path, SPEC, facts())
-    sidecar.add_evidence([row])
+    sidecar = describe(path, SPEC, facts(), row)
     sidecar.add_evidence([row | {"repeat_index": 1}])
-    Sidecar(path, SPEC, facts()).add_evidence([row])
+    describe(path, SPEC, facts(), row)
     assert read_sidecar(path)["provenance"]["evidence"] == [row, row | {"repeat_index": 1}]
     assert load_spec(sidecar_path(path)) == SPEC
 
 
 def test_sweeps_of_earlier_runs_stay_in_the_sidecar(path: Path) -> None:
     """Records of a sweep that the spec no longer has are still explained."""
-    Sidecar(path, SPEC, facts())
-    Sidecar(path, evolve(SPEC, sweeps=SPEC.sweeps[1:]), facts())
+    describe(path, SPEC, facts())
+    describe(path, evolve(SPEC, sweeps=SPEC.sweeps[1:]), facts())
     assert [sweep.name for sweep in load_spec(sidecar_path(path)).sweeps] == ["quant", "fine"]
 
 
@@ -183,9 +188,9 @@ def test_sweeps_of_earlier_runs_stay_in_the_sidecar(path: Path) -> None:
 def test_another_revision_is_refused(path: Path, before: str | None, now: str | None) -> None:
     """Weights of one name and two revisions are two models; the sidecar knows which made the file."""
     old, new = (evolve(SPEC, model=evolve(SPEC.model, revision=revision)) for revision in (before, now))
-    Sidecar(path, old, facts())
+    describe(path, old, facts())
     assert refusal(path, records_of(old), new)[1:] == [f"  model.revision: the file has {before!r}, the spec {now!r}"]
-    check_same_settings(path, records_of(old), guarded_settings(old), old)
+    check(path, records_of(old), old)
 
 
 def test_a_record_has_the_fields_of_the_design() -> None:
@@ -240,4 +245,4 @@ def test_a_record_is_known_by_the_key_of_its_condition(path: Path) -> None:
     file, records = open_results(path)
     with file:
         assert [key_of(record) for record in records] == [condition.key("Who?") for condition in conditions_of(SPEC)]
-        check_same_settings(path, records, guarded_settings(SPEC), SPEC)
+        check(path, records, SPEC)

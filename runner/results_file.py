@@ -1,0 +1,262 @@
+"""An open results file: locked, repaired, appended to, set aside, and known again at every append.
+
+An append is one positioned write over the closing bracket and one fsync: its cost does not depend on the length of the
+file. A crash inside that write tears the end of the file and nothing else, and the next open keeps every whole record.
+A file that is not ours is never changed, and one that another program puts in the place of ours is never written.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from runner.errors import SetupError
+from runner.file_lock import unlock
+from runner.files import kept_name, replace_file, sync, sync_folder, temporary_name
+from runner.layout import (
+    CLOSING,
+    EMPTY,
+    OPENING,
+    Layout,
+    Record,
+    addition_of,
+    content_of,
+    encoded,
+    read_layout,
+    tail_of,
+)
+from runner.sidecar import sidecar_path
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED = 64  # bytes before the closing bracket, by which an append knows the file again
+_REWRITTEN = {
+    "damaged": "a crash or another program left more than whole records in it; every whole record stays",
+    "converted": "was in another layout, and goes on in ours",
+}
+
+
+class ResultsFile:
+    """An open and locked results file, made by `open_results`."""
+
+    def __init__(self, path: Path, descriptor: int, lock_file: Path | None) -> None:
+        """Take over the descriptor, and the file that is its lock where the file system has none."""
+        self.path = path
+        self._descriptor = descriptor
+        self._lock_file = lock_file
+        self._end = len(OPENING)  # behind the last record
+        self._size: int | None = None  # None while an append is under way
+        self._last = b""
+        self.former: Sequence[dict[str, Any]] = ()  # records of the file that is to be replaced
+        self._kept: list[bytes] | None = None  # with which the file that replaces this one begins
+        self._begun = self._written = self._lost = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Let go of the file and its lock; a file without a record vanishes."""
+        try:
+            self._check([])
+        except SetupError as loss:
+            if error is None:
+                raise
+            logger.error("%s", loss)  # noqa: TRY400 - the error that ends the run is told by its own words
+        finally:
+            self.close()
+
+    def take_up(self, *, force: bool) -> list[dict[str, Any]]:
+        """Read and repair the file that was opened; the records in it."""
+        with open(self._descriptor, "rb", closefd=False) as file:
+            data = file.read()
+        layout = whole(read_layout(data), self.path, force=force)
+        self._end = layout.end
+        if force and layout.records:
+            self._kept, self.former = [], layout.records
+        elif layout.as_appended:
+            self._repair(data)
+        else:
+            word = "damaged" if layout.end else "converted"
+            kept = self._succeed(layout.content(), word)
+            logger.warning("%s: %s; as it was, it is kept as %s", self.path, _REWRITTEN[word], kept.name)
+        self._remember()
+        return [] if self.former else layout.records
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """With which of the former records the new file begins."""
+        if self._kept is not None:
+            self._kept = [encoded(record) for record in records]
+
+    def begin(self, pending: Sequence[Record] = ()) -> None:
+        """Make sure that the file is still the one with its name, and set aside what is to be replaced.
+
+        Raises:
+            SetupError: another program replaced or changed the file; what this run has is kept beside it.
+        """
+        self._begin([encoded(record) for record in pending])
+
+    def _begin(self, lines: Sequence[bytes]) -> None:
+        self._check(lines)
+        if self._begun:
+            return
+        sidecar, kept = sidecar_path(self.path), None
+        try:
+            if self._kept is not None:
+                kept = self._succeed(content_of(self._kept), "replaced")
+                with contextlib.suppress(FileNotFoundError):
+                    sidecar.rename(sidecar_path(kept))
+                logger.warning("%s: the file as it was is kept as %s", self.path, kept.name)
+            elif self._end == len(OPENING) and sidecar.exists():
+                kept = kept_name(sidecar, "replaced")
+                sidecar.rename(kept)
+                logger.warning("%s: belongs to no results file any more; it is kept as %s", sidecar, kept.name)
+            if kept is not None:
+                sync_folder(self.path.parent)
+        except OSError as error:
+            raise SetupError(f"{self.path}: cannot be set aside: {error.strerror}. It is as it was.") from None
+        self._kept, self._begun = None, True
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Add records; when this returns they are on the disk.
+
+        Raises:
+            SetupError: the disk is full or gone; the file then holds what it held before. Or see `begin`.
+        """
+        if not records:
+            return
+        lines = [encoded(record) for record in records]
+        self._begin(lines)
+        addition = addition_of(lines, self._end)
+        self._size = None
+        try:
+            _write_at(self._descriptor, addition + tail_of(self._end + len(addition)), self._end)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # should this fail too, the next open repairs the file
+                os.ftruncate(self._descriptor, self._end)
+                _write_at(self._descriptor, tail_of(self._end), self._end)
+            self._remember()
+            raise SetupError(f"{self.path}: cannot append: {error.strerror}. What it held is safe.") from None
+        self._end += len(addition)
+        self._written = True
+        self._remember()
+        self._check([])
+
+    def close(self) -> None:
+        """Close the file; it vanishes if it is ours and nothing is in it."""
+        with contextlib.suppress(OSError):
+            if os.pread(self._descriptor, len(EMPTY) + 1, 0) in (b"", EMPTY) and is_named(self._descriptor, self.path):
+                self.path.unlink()
+        os.close(self._descriptor)
+        unlock(self._lock_file)
+
+    def _repair(self, data: bytes) -> None:
+        """Cut off what an interrupted write left behind the last whole record."""
+        if data[: len(OPENING)] != OPENING:
+            _write_at(self._descriptor, EMPTY, 0)
+        elif data[self._end :] != tail_of(self._end):
+            _write_at(self._descriptor, tail_of(self._end), self._end)
+
+    def _succeed(self, content: bytes, word: str) -> Path:
+        """Put a new file in the place of this one, which is kept under a name with a word and the date."""
+        temporary = temporary_name(self.path)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            with contextlib.suppress(OSError):
+                os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._descriptor).st_mode))
+            if self._lock_file is None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write_at(descriptor, content, 0)
+            kept = kept_name(self.path, word)
+            try:
+                os.link(self.path, kept)
+            except OSError:  # no hard links here: for a moment nothing has the name
+                self.path.rename(kept)
+            temporary.rename(self.path)
+        except BaseException:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+            raise
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+        self._end = len(OPENING) if content == EMPTY else len(content) - len(CLOSING)
+        sync_folder(self.path.parent)
+        self._remember()
+        return kept
+
+    def _remember(self) -> None:
+        """What is known of the file, so that the next append notices if it is another."""
+        self._size = os.fstat(self._descriptor).st_size
+        self._last = self._read_last()
+
+    def _read_last(self) -> bytes:
+        start = max(0, self._end - _REMEMBERED)
+        return os.pread(self._descriptor, self._end - start, start)
+
+    def _check(self, pending: Sequence[bytes]) -> None:
+        """Refuse to go on with a file that is no longer at its name or holds something else; keep what this run has."""
+        unchanged, named = self._is_unchanged(), is_named(self._descriptor, self.path)
+        if (unchanged and named) or (not pending and (self._lost or not self._written)):
+            return
+        self._lost = True
+        happened = "was changed" if named else "was replaced" if self.path.exists() else "was removed"
+        message = f"{self.path}: {happened} by another program during this run, and is not touched any more"
+        lines = [*(self._own_lines() if unchanged else []), *pending]
+        if not lines:
+            raise SetupError(f"{message}. Records of this run may be missing in it.")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = kept_name(self.path, "rescued")
+            replace_file(kept, content_of(lines))
+            with contextlib.suppress(OSError):
+                replace_file(sidecar_path(kept), sidecar_path(self.path).read_bytes())
+        except OSError as error:
+            raise SetupError(f"{message}. Nor can its records be kept beside it: {error.strerror}") from None
+        raise SetupError(f"{message}. The {len(lines)} records that this run has of it are in {kept}")
+
+    def _is_unchanged(self) -> bool:
+        try:
+            size = os.fstat(self._descriptor).st_size
+            return self._size is None or (size == self._size and self._read_last() == self._last)
+        except OSError:  # a network file system whose server has the file no more
+            return False
+
+    def _own_lines(self) -> list[bytes]:
+        """The lines of the open file, whatever its name is by now; with what it would have begun, if it was new."""
+        if self._kept is not None:
+            return self._kept
+        layout = read_layout(os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0))
+        return layout.lines if layout else []
+
+
+def whole(layout: Layout | None, path: Path, *, force: bool = False) -> Layout:
+    """The layout of a file that is ours and not damaged beyond what a crash does, unless it is to be replaced."""
+    if layout is None:
+        raise SetupError(f"{path}: this is no results file of degrade; it was not touched. Move it away.")
+    if layout.damaged_line is not None and not force:
+        raise SetupError(
+            f"{path}: line {layout.damaged_line} is damaged, and by no interrupted write, for records follow it. Mend "
+            "the line or delete it, or start over with --force."
+        )
+    return layout
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all bytes, end the file behind them, and wait for the disk."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(descriptor, data[written:], offset + written)
+    os.ftruncate(descriptor, offset + len(data))
+    sync(descriptor)
+
+
+def is_named(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one at this path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
