@@ -1,6 +1,7 @@
 """Which attention is used, and what its masks say: causality, padding and windows, spelt out for every query."""
 
 import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,9 +22,13 @@ def choose_attention(config: Any) -> None:
     parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
     asked = {part._attn_implementation for part in parts if part is not None}  # noqa: SLF001 - has no public name
     if unusual := asked - IMPLEMENTATIONS:
-        listed = ", ".join(sorted(map(str, unusual)))
-        logger.warning("model.id: attention by %s is not used here; the family's usual one is", listed)
+        _say(", ".join(sorted(map(str, unusual))))
         config._attn_implementation = None  # noqa: SLF001 - also that of its parts
+
+
+@cache
+def _say(listed: str) -> None:
+    logger.warning("model.id: attention by %s is not used here; the family's usual one is", listed)
 
 
 def repeat_on_cuda() -> None:

@@ -78,6 +78,8 @@ def load_whole(source: Source, config: Any, **options: Any) -> Any:
     if Path(source.path).is_dir() and not source.gguf:
         parameters = build_on_meta(config).parameters()
         check_size(sum(parameter.numel() for parameter in parameters), Path(source.path))
+    if not source.gguf:  # whose own is made while it is unpacked
+        options["config"] = config
     model, report = load(class_for(config), source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_report(model, report, str(source.gguf or source.path))
     return model
