@@ -1,7 +1,6 @@
-"""From the name of a prompt module to the prompts that it defines, and from an answer to right or wrong."""
+"""From the name of a prompt module to the prompts that it defines."""
 
 import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from attrs import field, frozen
 from runner.errors import SpecError
 from runner.spec import find_shipped
 from runner.strict import suggestion
-
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def _to_answers(answer: str | Sequence[str]) -> tuple[str, ...]:
@@ -25,16 +22,6 @@ class Prompt:
     text: str
     category: str | None = None
     answer: tuple[str, ...] = field(default=(), converter=_to_answers)
-
-    def is_answered_by(self, output: str) -> bool:
-        """Whether an accepted answer stands in the output: a word or phrase in any case, a number by its value."""
-        return any(_occurs(answer, output) for answer in self.answer)
-
-
-def _occurs(answer: str, output: str) -> bool:
-    if _NUMBER.fullmatch(answer):
-        return float(answer.replace(",", "")) in {float(found.replace(",", "")) for found in _NUMBER.findall(output)}
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", output, re.IGNORECASE) is not None
 
 
 def load_prompts(name: str, spec_folder: Path) -> tuple[Prompt, ...]:
