@@ -61,6 +61,19 @@ METRICS = tuple(
     )
 )
 
+COHERENCE = Metric(  # of some texts, for it needs a model
+    name="coherence",
+    label="Coherence of neighbouring sentences",
+    unit="cosine",
+    source="Foltz, Kintsch & Landauer 1998; embeddings: Reimers & Gurevych 2019",
+)
+SCORED = Metric(
+    name="scored_perplexity",
+    label="Perplexity of the text under the intact model",
+    unit="perplexity",
+    source="Jelinek et al. 1977",
+)
+
 
 def measure(
     record: Mapping[str, Any], prompt: Prompt | None = None, rivals: Sequence[Sequence[str]] = ()

@@ -41,6 +41,17 @@ def load_prompts(name: str, spec_folder: Path) -> tuple[Prompt, ...]:
     raise SpecError(f"prompts: there is no {name}.py in {searched}{suggestion(name, known)}")
 
 
+def read_prompts(path: Path) -> tuple[Prompt, ...]:
+    """The prompts of one module, named by its path.
+
+    Raises:
+        SpecError: there is no such file, or it has no usable PROMPTS.
+    """
+    if not path.is_file():
+        raise SpecError(f"{path}: there is no such module of prompts")
+    return _checked(path, _execute(path))
+
+
 def _execute(path: Path) -> object:
     """The PROMPTS of a module; a user's own code, so whatever it raises is the user's to mend."""
     module_spec = importlib.util.spec_from_file_location(f"prompts_{path.stem}", path)

@@ -3,7 +3,7 @@
 import re
 
 _WORDS = r"(?:think(?:ing)?|thoughts?|thought_process|reasoning|reflection|analysis|scratchpad|inner_monologue)"
-# <think>, <|think|>, <seed:think>, <|START_THINKING|>, <|begin_of_thought|>, [THINK], <|channel>thought, Kimi's triangles
+# <think>, <|think|>, <seed:think>, <|START_THINKING|>, <|begin_of_thought|>, [THINK], <|channel>thought, triangles
 _OPENING = re.compile(
     rf"<\|?\s*(?:\w+:)?(?:(?:start|begin)_(?:of_)?)?{_WORDS}(?:\s[^<>\n]*)?\s*\|?>|\[(?:THINK|THINKING)\]|\u25c1think\u25b7"
     r"|<\|?channel\|?>\s*(?:thought|analysis)\b(?:\s*<\|message\|>)?",
