@@ -7,7 +7,7 @@ right if its first claim, or all those that it makes without doubt, are accepted
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 from attrs import frozen
 
@@ -18,6 +18,7 @@ MOST_WORDS = 6  # of a claim: in more than that an answer may occur by chance
 FEWEST_SHARED = 2  # words of the question in a sentence that says again what was asked
 LEADING_WORDS = 4  # before a comma or a verb: "Tokyo, the capital", "William Shakespeare wrote"
 BARE_WORDS = 3  # of a claim that is nothing but an answer
+MOST_RELATIONS, LONGEST_SUBJECT = 20, 300  # of a sentence, and in characters: more is no statement, and takes long
 SHORTEST_ECHO = 5  # words: less of a question may be an answer
 
 _FILLER = re.compile(
@@ -166,10 +167,10 @@ def _claims_in(sentence: str, asked: frozenset[str], *, first: bool, last: bool)
 
 def _relations(sentence: str) -> list[tuple[str, str]]:
     """What a sentence says of what: its parts before and after each "is", "=" or colon."""
-    found = list(_RELATION.finditer(sentence))
+    found = list(islice(_RELATION.finditer(sentence), MOST_RELATIONS))
     parts = []
     for relation, following in zip_longest(found, found[1:]):
-        subject = sentence[: relation.start()].strip()
+        subject = sentence[max(0, relation.start() - LONGEST_SUBJECT) : relation.start()].strip()
         chained = following and "=" in relation.group() and "=" in following.group()  # the last side is the result
         if subject and not chained and not _RELATIVE.search(subject):
             end = following.start() if following else len(sentence)

@@ -25,14 +25,14 @@ _SIGNS = str.maketrans(
 _LATEX = (
     (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}"), r"\1/\2"),
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\$*\s*\\boxed\s*\{([^{}]*)\}\s*\$*\.?"), r" the answer is \1. "),
+    (re.compile(r"\${0,2}\s?\\boxed\s*\{([^{}]*)\}\s?\${0,2}\.?"), r" the answer is \1. "),
     (re.compile(r"\^?\\circ|\^\{\\circ\}|\u00b0"), " degrees "),
     (re.compile(r"\\(?:times|cdot)\b"), "x"),
     (re.compile(r"\\[()\[\],;! ]|\$\$|\\(?=[%$])"), " "),
     (re.compile(r"\$(?!\s*[\d.])|(?<=\d)\$"), " "),
 )
 _EMPHASIS = re.compile(
-    r"(?<=\d)\*{1,3}(?=\s|$)|(?<![\d\s])\*+|\*+(?!\s)|`+|~~|(?<![^\W_])_+(?=[^\W_])|(?<=[^\W_])_+(?![^\W_])"
+    r"(?<=\d)\*{1,3}(?=\s|$)|(?<![\d\s])\*+|\*+(?!\s)|`+|~~|(?<![^\W_])_{1,3}(?=[^\W_])|(?<=[^\W_])_{1,3}(?![^\W_])"
 )
 _HEADING = re.compile(r"^[ \t]*####[ \t]*(?P<final>.*)$|^[ \t]*#{1,3}[ \t]+", re.MULTILINE)
 _SPEAKER = re.compile(r"\A\s*(?:assistant|a)[ \t]*[:)]\s*", re.IGNORECASE)
@@ -44,7 +44,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+|,?\s+(?=(?:so|therefore|
 
 def plain(text: str) -> str:
     """The text as someone would read it aloud: 85 for **85**, _85_ and `85`, 5/6 for a LaTeX fraction."""
-    text = without_thinking(text).translate(_SIGNS)
+    lines = (" ".join(line.split()) for line in without_thinking(text).translate(_SIGNS).splitlines())
+    text = "\n".join(filter(None, lines))
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
     text = _HEADING.sub(lambda found: f"the answer is {found['final']}." if found["final"] else "", text)

@@ -12,10 +12,9 @@ from runner import coherence as coherence_module
 from runner.coherence import coherence, sentences_of
 from runner.content_units import UNITS
 from runner.errors import SetupError
+from runner.loops import LONGEST_PERIOD, find_loop, without_loop
 from runner.metrics import (
-    LONGEST_PERIOD,
     METRICS,
-    find_loop,
     lemma,
     lexical_density,
     measure,
@@ -23,7 +22,6 @@ from runner.metrics import (
     mtld,
     type_lemma_ratio,
     unknown_words,
-    without_loop,
     words_of,
     zipf,
     zipf_frequency,
