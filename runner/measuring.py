@@ -127,6 +127,7 @@ def _in_parallel(questions: Sequence[Question]) -> list[Numbers]:
     """
     chunks = [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
     workers = min(os.cpu_count() or 1, len(chunks))
+    logger.info("measuring %d texts", len(questions))
     if workers <= 1:
         return [numbers for chunk in chunks for numbers in measure_all(chunk)]
     # Spawned: a fork would take along the threads of polars and torch in whatever state they are.

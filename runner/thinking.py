@@ -5,16 +5,18 @@ import re
 _WORDS = r"(?:think(?:ing)?|thoughts?|thought_process|reasoning|reflection|analysis|scratchpad|inner_monologue)"
 # <think>, <|think|>, <seed:think>, <|START_THINKING|>, <|begin_of_thought|>, [THINK], <|channel>thought, triangles
 _OPENING = re.compile(
-    rf"<\|?\s*(?:\w+:)?(?:(?:start|begin)_(?:of_)?)?{_WORDS}(?:\s[^<>\n]*)?\s*\|?>|\[(?:THINK|THINKING)\]|\u25c1think\u25b7"
+    rf"<\|?\s*(?:\w+:)?(?:(?:start|begin)_(?:of_)?)?{_WORDS}(?:\s[^<>\n]*)?\s*\|?>|(?-i:\[(?:THINK|THINKING)\])|\u25c1think\u25b7"
     r"|<\|?channel\|?>\s*(?:thought|analysis)\b(?:\s*<\|message\|>)?",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
-    rf"</\|?\s*(?:\w+:)?{_WORDS}\s*\|?>|<\|?\s*/{_WORDS}\|?>|<\|?\s*end_(?:of_)?{_WORDS}\s*\|?>|\[/(?:THINK|THINKING)\]"
+    rf"</\|?\s*(?:\w+:)?{_WORDS}\s*\|?>|<\|?\s*/{_WORDS}\|?>|<\|?\s*end_(?:of_)?{_WORDS}\s*\|?>|(?-i:\[/(?:THINK|THINKING)\])"
     r"|\u25c1/think\u25b7|<channel\|>|(?:<\|end\|>\s*(?:<\|start\|>\s*assistant\s*)?)?<\|channel\|>\s*final\b(?:\s*<\|message\|>)?",
     re.IGNORECASE,
 )
-_BARE_CHANNELS = re.compile(r"\A\s*analysis(?=[A-Z\s]).*?(?:assistantfinal|\Z)", re.DOTALL)  # gpt-oss without its marks
+_BARE_CHANNELS = re.compile(  # of gpt-oss, whose marks are special tokens and gone
+    r"\A\s*analysis(?:.*?assistant(?:commentary.*?assistant)?final|(?=[A-Z]).*\Z)", re.DOTALL
+)
 _WRAPPING = re.compile(
     r"</?answer>|<\|?(?:start|begin|end)_(?:of_)?(?:response|solution|answer)\|?>|<\|(?:return|end)\|>", re.IGNORECASE
 )
@@ -26,8 +28,7 @@ def without_thinking(text: str) -> str:
     A block that is never closed reaches to the end: the model was cut off before it answered. A closing mark without
     an opening one closes a block that the prompt's template has opened. A text without any mark is returned as it is.
     """
-    bare = _BARE_CHANNELS.match(text)
-    if bare and "assistantfinal" in bare.group():
+    if bare := _BARE_CHANNELS.match(text):
         text = text[bare.end() :]
     if not _OPENING.search(text) and not _CLOSING.search(text):
         return text

@@ -19,6 +19,11 @@ DATA = Path(__file__).parent / "data"
 PROMPTS = load_prompts("iq", ROOT / "prompts")
 
 
+def the(beginning: str) -> str:
+    """The question that ships and begins so."""
+    return next(prompt.text for prompt in PROMPTS if prompt.text.startswith(beginning))
+
+
 def labelled(name: str) -> Iterator[tuple[bool, bool]]:
     """What a human and what the checker says of every text with a label."""
     told = json.loads((DATA / name).read_text(encoding="utf-8"))
@@ -367,7 +372,7 @@ TEXTS: list[tuple[str, tuple[str, ...], list[str], list[str]]] = [
         ["All", "100", "One"],
     ),
     (
-        "You buy a book for $12.45 and pay with a $20 bill. How much change do you get, in dollars? Give only the amount.",
+        the("You buy a book for"),
         (
             "7.55",
             "7 dollars and 55 cents",
@@ -408,7 +413,7 @@ TEXTS: list[tuple[str, tuple[str, ...], list[str], list[str]]] = [
         ["77", "5 + 6 x 7 = 77", "5 + 6 x 7 = 11 x 7 = 77"],
     ),
     (
-        "Four runners are in a race. Ann finishes ahead of Ben, Ben finishes ahead of Carla, and Dan finishes ahead of Ann. In which place does Ben finish?",
+        the("Four runners are in"),
         (
             "third",
             "3rd",
@@ -436,7 +441,7 @@ TEXTS: list[tuple[str, tuple[str, ...], list[str], list[str]]] = [
         ["12:12:11:11:13:14:15:16:17", "12", "13.5", "1.13", "130"],
     ),
     (
-        "A bag holds 3 red, 5 blue and 12 white marbles. You take out one marble without looking. How likely is it, in percent, that the marble is blue? Answer with a number only.",
+        the("A bag holds 3 red"),
         (
             "25",
             "twenty-five",
@@ -463,7 +468,7 @@ TEXTS: list[tuple[str, tuple[str, ...], list[str], list[str]]] = [
         [],
     ),
     (
-        "A train travels 210 kilometers in 3 hours at a steady speed. How many kilometers does it travel in one hour? Give just the number.",
+        the("A train travels 210"),
         ("70",),
         [
             "70",
@@ -626,8 +631,10 @@ def test_no_answers_are_never_right() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
-        (".375", "0.375", True), ("0,375", "0.375", True), ("1,000", "1000", True), ("85.0", "85", True), ("-7", "7", False),
-        ("5/6", "10/12", True), ("5/6", "0.8333", False), ("20:25", "20:25:00", True), ("20:25", "20.25", False), ("1/0", "0", False),
+        (".375", "0.375", True), ("0,375", "0.375", True), ("1,000", "1000", True), ("85.0", "85", True), 
+        ("-7", "7", False),
+        ("5/6", "10/12", True), ("5/6", "0.8333", False), ("20:25", "20:25:00", True), ("20:25", "20.25", False),
+        ("1/0", "0", False),
         ("9" * 5000, "9" * 4999, False),
     ],
 )  # fmt: skip
