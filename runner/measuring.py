@@ -143,12 +143,25 @@ def _in_parallel(questions: Sequence[Question]) -> list[Numbers]:
 
 
 def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[Question]]) -> list[Future[list[Numbers]]]:
-    """Hand out the chunks, to workers that do not see Ctrl-C: a terminal sends it to all, and one of us answers it."""
+    """Hand out the chunks, to workers that do not see Ctrl-C: a terminal sends it to all, and one of us answers it.
+
+    A worker inherits what the main thread blocks. Its start is not interrupted, or it would complain that its
+    instructions are missing: what arrives meanwhile, through whichever thread, is answered behind it.
+    """
+    arrived: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda got, _frame: arrived.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return [pool.submit(measure_all, chunk) for chunk in chunks]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
 
 
 def with_coherence(table: pl.DataFrame, texts: int) -> pl.DataFrame:
