@@ -194,15 +194,21 @@ def threshold_interval(
 
     The set of levels whose interval of d holds `at`, in the direction of the effect at the threshold (inversion of the
     test at every level, as in Fieller 1954): from where the far end of the interval first reaches it to where the near
-    end does. The second is None where the near end never does within the sweep, both where there is no threshold.
+    end does. The second is None where the near end never does within the sweep; both where there is no threshold, or
+    no interval of d at the level that reaches it.
     """
-    signs = [math.copysign(1, effect) for effect in effects if effect is not None and abs(effect) >= at]
-    if not signs:
+    reached = [
+        (math.copysign(1, effect), ends)
+        for effect, ends in zip(effects, intervals, strict=True)
+        if effect is not None and abs(effect) >= at
+    ]
+    if not reached or reached[0][1] is None:
         return None, None
+    sign = reached[0][0]
     far: list[float | None] = []
     near: list[float | None] = []
     for effect, ends in zip(effects, intervals, strict=True):
-        turned = None if effect is None else [signs[0] * end for end in (ends or (effect, effect))]
+        turned = None if effect is None else [sign * end for end in (ends or (effect, effect))]
         far.append(max(turned) if turned else None)
         near.append(min(turned) if turned else None)
     low, high = (_crossing(damage_levels, curve, lambda effect: effect >= at, at) for curve in (far, near))

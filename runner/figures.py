@@ -55,8 +55,7 @@ def draw(metric: Metric, summary: pl.DataFrame, ranking: pl.DataFrame, levels: M
             _draw_curve(axes, curve, COLOURS[number % len(COLOURS)])
             for found in ranking.filter(pl.col("sweep") == sweep).drop_nulls("threshold").iter_rows(named=True):
                 last = curve["level"][-1]
-                high = last if found["threshold_high"] is None else found["threshold_high"]
-                _draw_threshold(axes, found["threshold"], (found["threshold_low"], high))
+                _draw_threshold(axes, found["threshold"], (found["threshold_low"], found["threshold_high"] or last))
         panels[0].set_ylabel(f"{metric.label}\n({metric.unit})" if metric.unit else metric.label)
         if metric.name.endswith("perplexity"):
             panels[0].set_yscale("log")
@@ -93,9 +92,11 @@ def _draw_curve(axes: Axes, curve: pl.DataFrame, colour: str) -> None:
     axes.set_title(f"{curve['method'][0]} {curve['group'][0]}", fontsize=9)
 
 
-def _draw_threshold(axes: Axes, threshold: float, ends: tuple[float, float]) -> None:
+def _draw_threshold(axes: Axes, threshold: float, ends: tuple[float | None, float]) -> None:
     """The threshold as a vertical line, its interval as a shade up to the last level where it has no end."""
-    axes.axvspan(*ends, color=INK, alpha=0.08, linewidth=0)
+    low, high = ends
+    if low is not None:
+        axes.axvspan(low, high, color=INK, alpha=0.08, linewidth=0)
     axes.axvline(threshold, color=INK, linestyle=":", linewidth=1)
     place = axes.transAxes.inverted().transform(axes.transData.transform((threshold, 1)))[0]
     side: Literal["left", "right"] = "left" if place < HALF else "right"

@@ -160,8 +160,8 @@ def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[Question]]) -> 
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in arrived[:1]:
-            signal.raise_signal(number)
+        for got in arrived[:1]:
+            signal.raise_signal(got)
 
 
 def with_coherence(table: pl.DataFrame, texts: int) -> pl.DataFrame:

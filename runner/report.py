@@ -9,15 +9,13 @@ import polars as pl
 
 from runner.errors import SetupError
 from runner.figures import draw, save
-from runner.measuring import measure_records, measure_rows, tidy, with_coherence, with_scores
+from runner.measuring import measure_rows, tidy, with_coherence, with_scores
 from runner.metrics import COHERENCE, METRICS, SCORED
 from runner.page import Run, Shown, render
 from runner.provenance import read_sidecar
 from runner.reading import read_files
 from runner.runs import find_runs
 from runner.statistics import rank, summarise
-
-__all__ = ["measure_records", "report", "tabulate", "tidy"]
 
 logger = logging.getLogger(__name__)
 

@@ -631,7 +631,7 @@ def test_no_answers_are_never_right() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
-        (".375", "0.375", True), ("0,375", "0.375", True), ("1,000", "1000", True), ("85.0", "85", True), 
+        (".375", "0.375", True), ("0,375", "0.375", True), ("1,000", "1000", True), ("85.0", "85", True),
         ("-7", "7", False),
         ("5/6", "10/12", True), ("5/6", "0.8333", False), ("20:25", "20:25:00", True), ("20:25", "20.25", False),
         ("1/0", "0", False),

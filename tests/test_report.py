@@ -106,7 +106,8 @@ def test_runs_are_told_apart_by_their_settings(tmp_path: Path) -> None:
         "picture": {"image_filename": "b.png"},
         "digest": {"model_digest": "2"},
     }
-    same = {"experiment_id": "mult_gauss|a/model|x", "dtype": "float32", "gen_params": {"temperature": 1.0, "top_k": 64},
+    same = {"experiment_id": "mult_gauss|a/model|x", "dtype": "float32",
+            "gen_params": {"temperature": 1.0, "top_k": 64},
             "image_filename": "a.png", "model_digest": "1"}  # fmt: skip
     files = [
         write(tmp_path / f"outputs_{name}.json", list(study(4, **{**same, **other})))
@@ -140,7 +141,10 @@ def test_a_key_that_is_there_twice_counts_once_and_is_said(tmp_path: Path, caplo
     twice, metrics, _ = made(tmp_path / "twice", file, copy)
     assert once.equals(twice)
     assert set(metrics.filter(pl.col("metric") == "tokens")["n"]) == {8}
-    said = f"5 records are there more than once, 5 of them with another text, and counted once, the first in this order: {file}, {copy}"
+    said = (
+        "5 records are there more than once, 5 of them with another text, and counted once, the first in this order: "
+        f"{file}, {copy}"
+    )
     assert said in caplog.text
     assert said.replace("'", "&#39;") in (tmp_path / "twice" / "report.html").read_text()
 
@@ -161,8 +165,9 @@ def test_another_shape_within_a_run_is_said(tmp_path: Path, caplog: pytest.LogCa
 def test_greedy_repeats_of_one_model_are_one_repeat(tmp_path: Path, *, digests: bool) -> None:
     """What is the same five times is known once: no error and no interval; damaged models that differ still count."""
     records = [
-        planted(level, repeat, prompt, do_sample=False, seed=42 + repeat, output=f"{WORDS} {level} {repeat if level else 0}",
-                tokens=100 + prompt + (round(10 * level) * repeat), **({"weights_digest": f"{repeat if level else 0}"} if digests else {}))
+        planted(level, repeat, prompt, do_sample=False, output=f"{WORDS} {level} {repeat if level else 0}",
+                tokens=100 + prompt + (round(10 * level) * repeat),
+                weights_digest=f"{repeat if level else 0}" if digests else None)
         for level in (0.0, 0.5) for repeat in range(5) for prompt in range(1, 41)
     ]  # fmt: skip
     table, metrics, _ = made(tmp_path / "out", write(tmp_path / "outputs_x.json", records))
@@ -188,7 +193,8 @@ def test_sampled_repeats_of_the_undamaged_model_are_repeats(tmp_path: Path) -> N
 def test_perplexity_of_every_damaged_model_has_a_threshold(tmp_path: Path) -> None:
     """On every record it is one number for each damaged model and one for the intact; on repeat 0 alone it has none."""
     records = [
-        planted(level, repeat, prompt, weights_digest=f"{level}{repeat if level else ''}", perplexity=10.0 * (1 + 50 * level) * (1 + repeat * level))
+        planted(level, repeat, prompt, weights_digest=f"{level}{repeat if level else ''}",
+                perplexity=10.0 * (1 + 50 * level) * (1 + repeat * level))
         for level in (0.0, 0.1, 0.2) for repeat in range(3) for prompt in (1, 2)
     ]  # fmt: skip
     _, metrics, thresholds = made(tmp_path / "every", write(tmp_path / "outputs_x.json", records))
@@ -227,7 +233,8 @@ def test_coherence_is_spread_over_prompts_and_repeats(tmp_path: Path, caplog: py
 
 def test_chance_stands_beside_the_right_answers(tmp_path: Path) -> None:
     """Texts that say what other prompts ask for are right by chance: in the table, the figure and the page."""
-    asked = {"What is 47 + 38? Answer with a number only.": "85", "How much is 14 times 6? Reply with the number and nothing else.": "85",
+    asked = {"What is 47 + 38? Answer with a number only.": "85",
+             "How much is 14 times 6? Reply with the number and nothing else.": "85",
              "Subtract 267 from 503. Give just the result.": "236"}  # fmt: skip
     records = [
         planted(level, 0, number, prompt_text=text, output=said if not level else "I do not know.")
@@ -250,7 +257,10 @@ def test_nothing_beside_a_results_file_is_executed(tmp_path: Path) -> None:
     ]
     file = write(tmp_path / "results" / "outputs_x.json", records)
     file.with_suffix(".toml").write_text('name = "planted"\nprompts = "mine"\n[model]\nid = "a/model"\n')
-    module = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nfrom runner.prompt import Prompt\nPROMPTS = [Prompt('Who?', 'x', 'me')]\n"
+    module = (
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+        "from runner.prompt import Prompt\nPROMPTS = [Prompt('Who?', 'x', 'me')]\n"
+    )
     for folder in (tmp_path / "prompts", tmp_path / "results" / "prompts", tmp_path / "results"):
         folder.mkdir(exist_ok=True)
         for name in ("mine", "demo", "iq"):
@@ -269,9 +279,12 @@ def test_nothing_beside_a_results_file_is_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("std_dev", "0.1"), ("std_dev", True), ("std_dev", math.nan), ("std_dev", None), ("repeat_index", 0.5), ("repeat_index", "0"),
-        ("degradation_method", "gauss"), ("param_group_name", None), ("prompt_text", 3), ("output", None), ("output", ["a"]),
-        ("tokens", "many"), ("prompt_id", "1"), ("finish_reason", 7), ("timestamp", 0), ("seed", 2**70), ("tokens", 10**400),
+        ("std_dev", "0.1"), ("std_dev", True), ("std_dev", math.nan), ("std_dev", None), ("repeat_index", 0.5),
+        ("repeat_index", "0"),
+        ("degradation_method", "gauss"), ("param_group_name", None), ("prompt_text", 3), ("output", None),
+        ("output", ["a"]),
+        ("tokens", "many"), ("prompt_id", "1"), ("finish_reason", 7), ("timestamp", 0), ("seed", 2**70),
+        ("tokens", 10**400),
     ],
 )  # fmt: skip
 def test_a_field_of_another_type_is_named(tmp_path: Path, field: str, value: object) -> None:

@@ -265,7 +265,7 @@ def test_threshold_lies_between_the_levels_around_it(
         ([0, 1, 2], [0, 0.4, 1.2], [None, (-0.2, 1.0), (0.3, 2.1)], (0.8, None)),  # not bounded within the sweep
         ([0, 1, 2], [0, 0.4, 0.6], [None, (-0.2, 1.0), (0.3, 2.1)], (None, None)),  # no threshold, no interval
         ([1024, 64, 4], [0, 0.4, 1.2], [None, (0.0, 0.8), (0.8, 1.6)], (64.0, 4.0)),
-        ([0, 1, 2], [0, None, math.inf], [None, None, None], (2.0, 2.0)),
+        ([0, 1, 2], [0, None, math.inf], [None, None, None], (None, None)),  # an effect without an interval
         ([0, 1], [0.9, 2.0], [(0.5, 1.3), (1.0, 3.0)], (0.0, 0.6)),
     ],
 )
