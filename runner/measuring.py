@@ -96,7 +96,8 @@ def _questions(rows: Sequence[Row], known: Mapping[str, Prompt]) -> Iterator[Que
     unknown = {text for texts in asked.values() for text in texts if text not in known}
     if unknown:
         logger.warning(
-            "%d prompts are none that ship: no answer to them is judged, unless --prompts names theirs", len(unknown)
+            "prompts that do not ship: %d; no answer to them is judged, unless --prompts names their module",
+            len(unknown),
         )
     rivals = {
         (run, text): _rivals(known[text], [known[other] for other in texts if other in known])

@@ -269,7 +269,7 @@ def test_nothing_beside_a_results_file_is_executed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("ran")) == []
     assert tables(tmp_path / "plain")[0]["correct"].to_list() == [None, 1]
-    assert "1 prompts are none that ship" in done.stderr
+    assert "prompts that do not ship: 1" in done.stderr
     table, _, _ = made(tmp_path / "named", file, prompts=tmp_path / "prompts" / "mine.py")
     assert table["correct"].to_list() == [1, 1]
     with pytest.raises(SpecError, match=r"gone\.py: there is no such module"):
