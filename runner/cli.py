@@ -80,6 +80,8 @@ def build_report_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: report/ beside the first results file")
     parser.add_argument("--score", action="store_true",
                         help="also the perplexity of every text under the intact model, which is loaded")  # fmt: skip
+    parser.add_argument("--prompts", type=Path, metavar="PATH",
+                        help="your prompt module, or a folder of them, for its answers; it is executed")  # fmt: skip
     parser.add_argument("--coherence-texts", type=int, default=600, metavar="N",
                         help="measure coherence on N texts, spread over all levels; default: %(default)s")  # fmt: skip
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
@@ -207,7 +209,9 @@ def _report(options: argparse.Namespace) -> int:
             f"degrade report needs the package {error.name}. Run: pip install '.[report]' in degrade's folder"
         ) from None
     out = options.out or options.results[0].parent / "report"
-    page = report.report(options.results, out, score=options.score, texts=options.coherence_texts)
+    page = report.report(
+        options.results, out, score=options.score, texts=options.coherence_texts, prompts=options.prompts
+    )
     logger.info("look at %s", page)
     return 0
 

@@ -51,9 +51,11 @@ def draw(metric: Metric, summary: pl.DataFrame, ranking: pl.DataFrame, levels: M
         panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
         for number, (axes, sweep) in enumerate(zip(panels, sweeps, strict=True)):
             curve = summary.filter(pl.col("sweep") == sweep).sort("damage")
-            found = ranking.filter(pl.col("sweep") == sweep)["threshold"].to_list()
             _draw_axis(axes, curve["method"][0], levels[sweep])
-            _draw_curve(axes, curve, found[0] if found else None, COLOURS[number % len(COLOURS)])
+            _draw_curve(axes, curve, COLOURS[number % len(COLOURS)])
+            for found in ranking.filter(pl.col("sweep") == sweep).drop_nulls("threshold").iter_rows(named=True):
+                last = curve["level"][-1]
+                _draw_threshold(axes, found["threshold"], (found["threshold_low"], found["threshold_high"] or last))
         panels[0].set_ylabel(f"{metric.label}\n({metric.unit})" if metric.unit else metric.label)
         if metric.name.endswith("perplexity"):
             panels[0].set_yscale("log")
@@ -74,20 +76,31 @@ def _draw_axis(axes: Axes, method: str, levels: Sequence[float]) -> None:
         axes.set_xlim(least - MARGIN * (most - least), most + MARGIN * (most - least))
 
 
-def _draw_curve(axes: Axes, curve: pl.DataFrame, threshold: float | None, colour: str) -> None:
-    """Means along the levels, the interval of the mean as a band, the threshold as a dashed line."""
+def _draw_curve(axes: Axes, curve: pl.DataFrame, colour: str) -> None:
+    """Means along the levels, the interval of the mean as a band, and as a dashed line what chance would give."""
     axes.plot(curve["level"].to_numpy(), curve["mean"].to_numpy(), color=colour, marker="o", markersize=3)
     band = curve.drop_nulls(["low", "high"])
     low, high = band["low"].to_numpy(), band["high"].to_numpy()
     axes.fill_between(band["level"].to_numpy(), low, high, color=colour, alpha=0.25)
-    axes.set_title(f"{curve['method'][0]} {curve['group'][0]}", fontsize=9)
-    if threshold is not None:
-        axes.axvline(threshold, color=INK, linestyle="--", linewidth=0.8)
-        place = axes.transAxes.inverted().transform(axes.transData.transform((threshold, 1)))[0]
-        side: Literal["left", "right"] = "left" if place < HALF else "right"
-        axes.text(
-            threshold, 1, f" {threshold:.3g} ", transform=axes.get_xaxis_transform(), fontsize=7, va="top", ha=side
+    chance = curve.drop_nulls("chance") if "chance" in curve.columns else curve.clear()
+    if len(chance):
+        levels, shares = chance["level"].to_numpy(), chance["chance"].to_numpy()
+        axes.plot(levels, shares, color=INK, linestyle="--", linewidth=0.8)
+        axes.annotate(
+            "chance", (levels[-1], shares[-1]), xytext=(0, 3), textcoords="offset points", fontsize=7, ha="right"
         )
+    axes.set_title(f"{curve['method'][0]} {curve['group'][0]}", fontsize=9)
+
+
+def _draw_threshold(axes: Axes, threshold: float, ends: tuple[float | None, float]) -> None:
+    """The threshold as a vertical line, its interval as a shade up to the last level where it has no end."""
+    low, high = ends
+    if low is not None:
+        axes.axvspan(low, high, color=INK, alpha=0.08, linewidth=0)
+    axes.axvline(threshold, color=INK, linestyle=":", linewidth=1)
+    place = axes.transAxes.inverted().transform(axes.transData.transform((threshold, 1)))[0]
+    side: Literal["left", "right"] = "left" if place < HALF else "right"
+    axes.text(threshold, 1, f" {threshold:.3g} ", transform=axes.get_xaxis_transform(), fontsize=7, va="top", ha=side)
 
 
 def save(figure: Figure, path: Path) -> str:

@@ -14,19 +14,17 @@ import simplemma
 import wordfreq
 from attrs import frozen
 
+from runner.answers import accepts, claims_of
 from runner.content_units import FUNCTION_WORDS, UNITS, find_units, plain_sentences
+from runner.loops import find_loop, without_loop
 from runner.prompt import Prompt
+from runner.thinking import without_thinking
 
-LONGEST_PERIOD = 40  # words or characters
-FEWEST_REPETITIONS = 3
-SHORTEST_LOOP = 8  # words: "no, no, no" and "on and on and on" end ordinary texts
-SHORTEST_RUN = 20  # characters: "1 / 3 = 0.333333333333" is no loop
 FACTOR_SIZE = 0.72  # type-token ratio at which McCarthy and Jarvis (2010) count a factor as complete
 SHORTEST_MTLD = 10  # words
 CACHED_WORDS = 2**18  # of the invention of damaged models there is no end
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
-_PIECE = re.compile(r"\S+")
 
 
 @frozen(kw_only=True)
@@ -37,14 +35,6 @@ class Metric:
     label: str
     unit: str
     source: str
-
-
-@frozen
-class Loop:
-    """How a text gets stuck: where that begins, as a share of its words, and how many characters repeat nothing."""
-
-    start: float
-    kept_characters: int
 
 
 _OWN = "this project"
@@ -63,27 +53,48 @@ METRICS = tuple(
         ("zipf_frequency", "Word frequency", "Zipf", "van Heuven et al. 2014; wordfreq, Speer 2022"),
         ("mtld", "Lexical diversity (MTLD)", "words", "McCarthy & Jarvis 2010"),
         ("unknown_words", "Unknown words", "share of words", "words outside wordfreq, Speer 2022"),
-        ("correct", "Correct answers", "share of texts", "the prompt's own answers"),
+        ("thinking", "Thinking before the answer", "share of characters", _OWN),
+        ("correct", "Correct answers", "share of texts", "the prompt's own answers, judged by runner/answers.py"),
+        ("chance", "Correct by chance", "share of texts", "the answers of the other prompts of its category"),
         ("content_units", "Content units", f"of {len(UNITS)}", _UNITS_SOURCE),
         ("perplexity", "Perplexity of a fixed text", "perplexity", "Jelinek et al. 1977"),
     )
 )
 
+COHERENCE = Metric(  # of some texts, for it needs a model
+    name="coherence",
+    label="Coherence of neighbouring sentences",
+    unit="cosine",
+    source="Foltz, Kintsch & Landauer 1998; embeddings: Reimers & Gurevych 2019",
+)
+SCORED = Metric(
+    name="scored_perplexity",
+    label="Perplexity of the text under the intact model",
+    unit="perplexity",
+    source="Jelinek et al. 1977",
+)
 
-def measure(record: Mapping[str, Any], prompt: Prompt | None = None) -> dict[str, float | None]:
+
+def measure(
+    record: Mapping[str, Any], prompt: Prompt | None = None, rivals: Sequence[Sequence[str]] = ()
+) -> dict[str, float | None]:
     """Every number of METRICS for one record; None where it has no meaning for this text or this task.
 
-    What depends on words is measured without the loop, which would otherwise decide it alone. `prompt` is the
-    record's own, with its answers. Older records do not say how a text ended. Content units are those of the kitchen
-    scene, and only for records with a picture.
+    What a model thinks before it answers is left out; its answer's number of tokens is then not known. What depends on
+    words is measured without the loop, which would otherwise decide it alone. `prompt` is the record's own, with its
+    answers, and `rivals` are those of other prompts: the share of them that the text would be right for is chance.
+    Older records do not say how a text ended. Content units are those of the kitchen scene, and only for records with
+    a picture.
     """
-    output: str = record["output"]
+    said: str = record["output"]
+    output = without_thinking(said)
+    thinks = output is not said
     loop = find_loop(output)
     text = without_loop(output[: loop.kept_characters]) if loop else output
     words = words_of(text)
-    perplexity, ending = record.get("perplexity"), record.get("finish_reason")
+    tokens, perplexity, ending = record.get("tokens"), record.get("perplexity"), record.get("finish_reason")
     return {
-        "tokens": None if record.get("tokens") is None else float(record["tokens"]),
+        "tokens": None if tokens is None or thinks else float(tokens),
         "looped": float(loop is not None),
         "loop_start": loop.start if loop else None,
         "ended_by_itself": None if ending is None else float(ending == "eos"),
@@ -93,64 +104,27 @@ def measure(record: Mapping[str, Any], prompt: Prompt | None = None) -> dict[str
         "zipf_frequency": zipf_frequency(words),
         "mtld": mtld(words),
         "unknown_words": unknown_words(words),
-        "correct": float(prompt.is_answered_by(output)) if prompt and prompt.answer else None,
+        "thinking": 1 - len(output) / len(said) if thinks else None,
+        **_correctness(output, prompt, rivals),
         "content_units": float(len(mentioned_units(text))) if record.get("image_used") else None,
         "perplexity": None if perplexity is None else float(perplexity),
     }
 
 
-def measure_all(records: Iterable[tuple[Mapping[str, Any], Prompt | None]]) -> list[dict[str, float | None]]:
-    """`measure` for records and their prompts."""
-    return [measure(record, prompt) for record, prompt in records]
+def _correctness(output: str, prompt: Prompt | None, rivals: Sequence[Sequence[str]]) -> dict[str, float | None]:
+    """Whether a text answers its prompt, and how many of the other prompts it would answer as well."""
+    if prompt is None or not prompt.answer:
+        return {"correct": None, "chance": None}
+    claims = claims_of(prompt.text, output)
+    right = [float(accepts(claims, answers)) for answers in (prompt.answer, *rivals)]
+    return {"correct": right[0], "chance": fmean(right[1:]) if rivals else None}
 
 
-def find_loop(text: str) -> Loop | None:
-    """The loop at the end of a text: 1 to 40 words, three times or more in a row and over at least 8 words, to the end.
-
-    Words are what white space separates, compared as they are. The last repetition may be cut off anywhere, even
-    within a word. Of several periods the one that reaches back furthest counts, then the shortest. Where there is
-    none, the same is asked of the characters of the last word (at least 20 of them), for "hahaha..." and for
-    languages without spaces; its loop starts at the share of that word that precedes it.
-    """
-    # A text may be cut within a character.
-    spans = [found.span() for found in _PIECE.finditer(text.rstrip("\N{REPLACEMENT CHARACTER}"))]
-    if not spans:
-        return None
-    pieces = [text[start:end] for start, end in spans]
-    if found := _periodic_end(pieces, SHORTEST_LOOP):
-        start, period = found
-        return Loop(start / len(pieces), spans[start + period - 1][1])
-    if found := _periodic_end(pieces[-1], SHORTEST_RUN):
-        start, period = found
-        return Loop((len(pieces) - 1 + start / len(pieces[-1])) / len(pieces), spans[-1][0] + start + period)
-    return None
-
-
-def _periodic_end(units: Sequence[str], shortest: int) -> tuple[int, int] | None:
-    """Where the longest periodic end of a sequence begins, and its period."""
-    best = None
-    most = 0
-    periods: list[int] = []
-    for period in range(1, min(LONGEST_PERIOD, len(units) // FEWEST_REPETITIONS) + 1):
-        # A multiple of a period reaches no further back than the period does.
-        if any(period % smaller == 0 for smaller in periods) or not units[-1 - period].startswith(units[-1]):
-            continue
-        equal = 1
-        while equal < len(units) - period and units[-1 - equal] == units[-1 - equal - period]:
-            equal += 1
-        covered = equal + period
-        if covered >= max(FEWEST_REPETITIONS * period, shortest):
-            periods.append(period)
-            if covered > most:
-                most, best = covered, (len(units) - covered, period)
-    return best
-
-
-def without_loop(text: str) -> str:
-    """The text up to the end of the loop's first period; again, where that ends in a shorter loop."""
-    while loop := find_loop(text):
-        text = text[: loop.kept_characters]
-    return text
+def measure_all(
+    records: Iterable[tuple[Mapping[str, Any], Prompt | None, Sequence[Sequence[str]]]],
+) -> list[dict[str, float | None]]:
+    """`measure` for records, their prompts and the answers of other prompts."""
+    return [measure(record, prompt, rivals) for record, prompt, rivals in records]
 
 
 def words_of(text: str) -> list[str]:

@@ -8,9 +8,10 @@ import polars as pl
 from attrs import frozen
 from jinja2 import Environment, StrictUndefined
 
+from runner.effects import LARGE_EFFECT
 from runner.figures import for_page
 from runner.metrics import Metric
-from runner.statistics import LARGE_EFFECT
+from runner.runs import Facts
 
 SHOWN_CHARACTERS = 600
 LABELS = {"eos": "itself", "length": "length", "nonfinite": "no numbers"}
@@ -31,6 +32,7 @@ class Run:
     """All that the page shows of one run; the tables hold its rows only."""
 
     name: str
+    facts: Facts
     table: pl.DataFrame
     ranking: pl.DataFrame
     figures: Sequence[Shown]
@@ -47,12 +49,20 @@ def render(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
         runs=[_contents(run, labels, number) for number, run in enumerate(runs)],
         large_effect=LARGE_EFFECT,
         number=_number,
+        span=_span,
         percent=_percent,
     )
 
 
 def _number(value: float | None, missing: str) -> str:
     return missing if value is None else f"{value:.3g}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """The ends of an interval; of a threshold that the sweep does not bound only the first is known."""
+    if low is None:
+        return ""
+    return f"{low:.3g} and more" if high is None else f"{low:.3g} to {high:.3g}"
 
 
 def _percent(share: float | None) -> str:
@@ -63,6 +73,7 @@ def _contents(run: Run, labels: Mapping[str, str], number: int) -> dict[str, Any
     return {
         "name": run.name,
         "facts": facts(run),
+        "notes": run.facts.notes,
         "sweeps": run.ranking["sweep"].unique(maintain_order=True).to_list(),
         "thresholds": list(thresholds(run.ranking, labels)),
         "ranking": [
@@ -82,9 +93,9 @@ def _contents(run: Run, labels: Mapping[str, str], number: int) -> dict[str, Any
 
 
 def thresholds(ranking: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Per metric its threshold in every sweep, None where it has none; metrics that no sweep changes are left out."""
+    """Per metric its row of the ranking in every sweep, None where it has none; without those that no sweep changes."""
     sweeps = ranking["sweep"].unique(maintain_order=True)
-    found = {(row["metric"], row["sweep"]): row for row in ranking.drop_nulls("threshold").iter_rows(named=True)}
+    found = {(row["metric"], row["sweep"]): row for row in ranking.iter_rows(named=True)}
     earliest = ranking.drop_nulls("threshold").group_by("metric").agg(pl.min("threshold_fraction"))
     for metric in earliest.sort("threshold_fraction", "metric")["metric"]:
         yield {"label": labels[metric], "cells": [found.get((metric, sweep)) for sweep in sweeps]}
@@ -97,9 +108,12 @@ def facts(run: Run) -> dict[str, str]:
     found = {
         "texts": f"{len(table):,}",
         "prompts": str(table["prompt_text"].n_unique()),
-        "repeats": str(table["repeat_index"].n_unique()),
+        "repeats": _repeats(table),
         "levels": "; ".join(f"{sweep}: {', '.join(f'{x:g}' for x in values)}" for sweep, values in levels.iter_rows()),
     }
+    if run.facts.settings:
+        found["differs in"] = ", ".join(f"{name}: {value}" for name, value in run.facts.settings.items())
+    found["files"] = ", ".join(table["file"].unique(maintain_order=True))
     times = table["timestamp"].drop_nulls()
     if len(times):
         found["written"] = f"{times.min()!s} to {times.max()!s}"
@@ -114,17 +128,35 @@ def facts(run: Run) -> dict[str, str]:
     return found
 
 
+def _repeats(table: pl.DataFrame) -> str:
+    """How many repeats there are, and how many of them are no copies."""
+    counts = table.group_by("sweep", "level").agg(pl.col("same_as").n_unique(), pl.col("repeat_index").n_unique())
+    copies = len(counts.filter(pl.col("same_as") < pl.col("repeat_index")))
+    return str(table["repeat_index"].n_unique()) + (f", at {copies} levels some are copies of others" if copies else "")
+
+
 def description(shown: Shown) -> str:
     """A figure in words: from where to where each curve goes, and where its threshold is."""
     parts = []
     for (sweep,), curve in shown.summary.sort("damage").group_by("sweep", maintain_order=True):
         first, last = curve.row(0, named=True), curve.row(-1, named=True)
-        ranked = shown.ranking.filter(pl.col("sweep") == sweep)["threshold"].to_list()
-        reached = f"threshold {ranked[0]:.3g}" if ranked and ranked[0] is not None else "no threshold reached"
+        chance = "" if last.get("chance") is None else f", by chance {first['chance']:.2g} to {last['chance']:.2g}"
         parts.append(
-            f"{sweep}: {first['mean']:.4g} at {first['level']:g} to {last['mean']:.4g} at {last['level']:g}, {reached}"
+            f"{sweep}: {first['mean']:.4g} at {first['level']:g} to {last['mean']:.4g} at {last['level']:g}{chance}, "
+            + _reached(shown.ranking.filter(pl.col("sweep") == sweep).to_dicts())
         )
     return f"{shown.metric.label} along damage. {'; '.join(parts)}."
+
+
+def _reached(ranked: Sequence[Mapping[str, Any]]) -> str:
+    """What one row of a ranking, if there is one, says of the threshold."""
+    if not ranked or not ranked[0]["compared"]:
+        return "too few texts or repeats for a threshold"
+    row = ranked[0]
+    if row["threshold"] is None:
+        return "no threshold reached"
+    ends = _span(row["threshold_low"], row["threshold_high"])
+    return f"threshold {row['threshold']:.3g}" + (f" ({ends})" if ends else "")
 
 
 def samples(table: pl.DataFrame) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,10 @@
-"""From the name of a prompt module to the prompts that it defines, and from an answer to right or wrong."""
+"""From the name of a prompt module to the prompts that it defines."""
 
 import contextlib
 import importlib.util
 import io
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from runner.strict import suggestion
 logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 200
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def _to_answers(answer: str | Sequence[str]) -> tuple[str, ...]:
@@ -34,16 +32,6 @@ class Prompt:
     text: str
     category: str | None = None
     answer: tuple[str, ...] = field(default=(), converter=_to_answers)
-
-    def is_answered_by(self, output: str) -> bool:
-        """Whether an accepted answer stands in the output: a word or phrase in any case, a number by its value."""
-        return any(_occurs(answer, output) for answer in self.answer)
-
-
-def _occurs(answer: str, output: str) -> bool:
-    if _NUMBER.fullmatch(answer):
-        return float(answer.replace(",", "")) in {float(found.replace(",", "")) for found in _NUMBER.findall(output)}
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", output, re.IGNORECASE) is not None
 
 
 def find_prompts(name: str, spec_folder: Path) -> Path:
@@ -87,6 +75,17 @@ def load_prompts(name: str, spec_folder: Path) -> tuple[Prompt, ...]:
         SpecError: no such module, or one without a usable PROMPTS.
     """
     path = find_prompts(name, spec_folder)
+    return _checked(path, _execute(path))
+
+
+def read_prompts(path: Path) -> tuple[Prompt, ...]:
+    """The prompts of one module, named by its path.
+
+    Raises:
+        SpecError: there is no such file, or it has no usable PROMPTS.
+    """
+    if not path.is_file():
+        raise SpecError(f"{path}: there is no such module of prompts")
     return _checked(path, _execute(path))
 
 

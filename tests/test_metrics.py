@@ -12,10 +12,9 @@ from runner import coherence as coherence_module
 from runner.coherence import coherence, sentences_of
 from runner.content_units import UNITS
 from runner.errors import SetupError
+from runner.loops import LONGEST_PERIOD, find_loop, without_loop
 from runner.metrics import (
-    LONGEST_PERIOD,
     METRICS,
-    find_loop,
     lemma,
     lexical_density,
     measure,
@@ -23,12 +22,12 @@ from runner.metrics import (
     mtld,
     type_lemma_ratio,
     unknown_words,
-    without_loop,
     words_of,
     zipf,
     zipf_frequency,
 )
 from runner.prompt import Prompt
+from runner.thinking import without_thinking
 
 ORDINARY = (
     "Last night I dreamed that I was walking along a beach. The sea was calm, and the sand was warm under my feet. Far "
@@ -111,6 +110,93 @@ def test_ordinary_texts_are_no_loops(text: str) -> None:
     """Too few words, too long a period, a loop that was left, digits and drawn-out words do not count."""
     assert find_loop(text) is None
     assert without_loop(text) == text
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "|---|---|---|---|---|---|---|---|",
+        "| --- | --- | --- | --- | --- |",
+        "| :---: | :---: | :---: | :---: |",
+        "____",
+        "_" * 60,
+        "Name: ____ ____ ____ ____ ____ ____ ____ ____",
+        "____\n____\n____\n____\n____\n____\n____\n____\n____",
+        "-" * 80,
+        "- - - - - - - - - - - -",
+        "* * * * * * * * *",
+        "=" * 40,
+        "~" * 40,
+        "." * 60,
+        ". . . . . . . . . . .",
+        "\u2500" * 50,
+        "\u2550\u2550\u2566" * 12,
+        "|   |   |   |   |   |   |   |   |   |",
+    ],
+)
+def test_rules_and_blanks_are_no_loops(rule: str) -> None:
+    """A line, the row below a table's head and a blank to fill in are layout, at the end of a text too."""
+    for text in (rule, f"{ORDINARY}\n\n{rule}", f"| a | b |\n{rule}"):
+        assert find_loop(text) is None, text
+        assert measure(record(text))["looped"] == 0
+
+
+@pytest.mark.parametrize("stuck", ["-" * 900, "| --- " * 200, "_ " * 300, "!" * 40, "?! " * 20, "a-" * 20, "1. " * 30])
+def test_a_rule_without_an_end_is_a_loop(stuck: str) -> None:
+    """More than any line is long, or with letters, digits and marks that no line is made of, it is stuck."""
+    assert find_loop(f"{ORDINARY} {stuck}") is not None
+
+
+THOUGHT = "The user wants a dream, so first I think of qwzxv and zzyzx. Loop loop loop loop loop loop loop loop loop."
+MARKED = [
+    f"<think>{THOUGHT}</think>\n\n{ORDINARY}",
+    f"<think>\n{THOUGHT}\n</think>{ORDINARY}",
+    f"{THOUGHT}\n</think>\n\n{ORDINARY}",  # the template opened it
+    f"<thinking>{THOUGHT}</thinking>{ORDINARY}",
+    f"<Thought>{THOUGHT}</Thought> {ORDINARY}",
+    f"<reasoning>{THOUGHT}</reasoning>\n{ORDINARY}",
+    f"<reflection>{THOUGHT}</reflection>\n{ORDINARY}",
+    f"<seed:think>{THOUGHT}</seed:think>{ORDINARY}",
+    f"<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>{ORDINARY}<|END_RESPONSE|>",
+    f"<|begin_of_thought|>{THOUGHT}<|end_of_thought|>\n<|begin_of_solution|>{ORDINARY}<|end_of_solution|>",
+    f"<|think|>{THOUGHT}<|/think|>{ORDINARY}",
+    f"[THINK]{THOUGHT}[/THINK]{ORDINARY}",
+    f"\u25c1think\u25b7{THOUGHT}\u25c1/think\u25b7{ORDINARY}",
+    f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{ORDINARY}<|return|>",
+    f"analysis{THOUGHT}assistantfinal{ORDINARY}",
+    f"<|channel>thought\n{THOUGHT}<channel|>{ORDINARY}",
+    f"<think>{THOUGHT}</think><answer>{ORDINARY}</answer>",
+    f"<think>{THOUGHT}<think>again</think>{THOUGHT}</think>{ORDINARY}",
+    f"<think>{THOUGHT}</think>{ORDINARY}<think>{THOUGHT}",
+]
+
+
+@pytest.mark.parametrize("text", MARKED)
+def test_thinking_is_in_no_measure(text: str) -> None:
+    """What a family marks as thinking leaves all numbers as they are without it, but that of tokens, unknown then."""
+    assert without_thinking(text) == ORDINARY
+    plain, thought = measure(record(ORDINARY, image_used=True)), measure(record(text, image_used=True))
+    assert thought == plain | {"tokens": None, "thinking": pytest.approx(1 - len(ORDINARY) / len(text))}
+    assert plain["thinking"] is None
+
+
+@pytest.mark.parametrize(
+    "mark", ["<think>", "<thinking>\n", "[THINK]", "<seed:think>", "<|START_THINKING|>", "\u25c1think\u25b7"]
+)
+def test_thinking_without_an_end_is_no_answer(mark: str) -> None:
+    """A model that was cut off while it thought has said nothing yet."""
+    assert without_thinking(f"{mark}{THOUGHT}") == ""
+    assert without_thinking(f"analysis{THOUGHT}") == ""
+    measured = measure(record(f"{mark}The answer is 5."), Prompt("2 + 3?", answer="5"))
+    assert (measured["correct"], measured["type_lemma_ratio"], measured["thinking"]) == (0, None, 1)
+
+
+@pytest.mark.parametrize(
+    "text", [ORDINARY, "I think <b>so</b>.", "[thinking] Hmm.", "analysis of the final assistant", "a < b > c", ""]
+)
+def test_a_text_without_marks_is_left_alone(text: str) -> None:
+    """To think in so many words is to answer."""
+    assert without_thinking(text) is text
 
 
 def test_measure_sees_the_loop_and_measures_words_without_it() -> None:

@@ -13,6 +13,6 @@ def test_the_notebook_runs() -> None:
     notebook = nbformat.read(SAMPLES / "thresholds.ipynb", as_version=4)
     shown = notebook.cells[-1].outputs[-1]["data"]["text/plain"]
     assert "threshold" in shown
-    assert "mlp_only" in shown
+    assert "compared" in shown
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(SAMPLES)}}).execute()
     assert notebook.cells[-1].outputs[-1]["data"]["text/plain"] == shown

@@ -24,6 +24,7 @@ HOSTILE = (
     '<script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'"></td></tr></table>'
     "\x1b[31mred\x1b[0m \u202egnp.exe\u202c end of it."
 )
+REPEATS = 10
 NAMES = ("Anna", "Berta", "Clara", "Dora", "Emil", "Fritz")
 TEXTS = (  # the more damage, the worse
     "Last night I walked by a calm river while small birds sang above old bridges. {} came along, and we talked.",
@@ -35,14 +36,14 @@ TEXTS = (  # the more damage, the worse
 def _record(method: str, damage: int, repeat: int, prompt: int) -> dict[str, Any]:
     """What one damaged model said to one prompt; the text that the page shows of the middle Gauss level is hostile."""
     level, number = SWEEPS[method][damage], 3 * repeat + prompt - 1
-    output = TEXTS[damage].format(NAMES[number])
+    output = TEXTS[damage].format(NAMES[number % len(NAMES)])
     if (method, damage, repeat, prompt) == ("mult_gauss", 1, 0, 1):
         output = HOSTILE
     finish = "length" if damage == 2 else "eos"
     if (method, damage) == ("uni_quant", 2) and prompt > 1:
         output, finish = "", "nonfinite"
     return {
-        "timestamp": f"2026-11-22T13:31:{damage:02}.{number}00+00:00",
+        "timestamp": f"2026-11-22T13:31:{damage:02}.{number:03}+00:00",
         "experiment_id": f"{method}|tiny/model|planted",
         "config_name": "planted",
         "prompt_group": "planted",
@@ -60,21 +61,21 @@ def _record(method: str, damage: int, repeat: int, prompt: int) -> dict[str, Any
         "tokens": len(output.split()),
         "tokens_out": len(output.split()),
         "finish_reason": finish,
-        "weights_digest": f"{damage:016x}",
-        "perplexity": 10.0 ** (1 + damage) if repeat == 0 else None,
+        "weights_digest": f"{damage:08x}{repeat if damage and method == 'mult_gauss' else 0:08x}",
+        "perplexity": 10.0 ** (1 + damage) * (1 + 0.1 * damage * repeat),
         "duration": 0.5,
     }
 
 
 @pytest.fixture(scope="session")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page about two sweeps of three levels, two repeats and three prompts."""
+    """The page about two sweeps of three levels, ten repeats and three prompts: 30 texts a level have effect sizes."""
     folder = tmp_path_factory.mktemp("page")
     records = [
         _record(method, damage, repeat, prompt)
         for method in SWEEPS
         for damage in range(3)
-        for repeat in range(2)
+        for repeat in range(REPEATS)
         for prompt in (1, 2, 3)
     ]
     results = folder / "outputs_mult_gauss_model_planted.json"

@@ -1,10 +1,11 @@
-"""Prompts: what ships, what a user's own module may hold, what is refused, and when an answer is right."""
+"""Prompts: what ships, what a user's own module may hold, and what is refused."""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from runner.answers import is_right
 from runner.errors import SpecError, Terminated
 from runner.prompt import Prompt, load_prompts
 
@@ -31,15 +32,14 @@ def test_shipped_modules_are_complete_and_give_no_answer_away(tmp_path: Path, na
     """The tasks of the study have as many prompts as the specs say, all different, none answered by its own text."""
     prompts = load_prompts(name, tmp_path)
     assert len(prompts) == len({prompt.text for prompt in prompts}) == count
-    assert [prompt.text for prompt in prompts if prompt.is_answered_by(prompt.text)] == []
+    assert [prompt.text for prompt in prompts if is_right(prompt.text, prompt.answer, prompt.text)] == []
 
 
 def test_iq_items_have_answers_except_the_creative_ones(tmp_path: Path) -> None:
-    """Every item with a right answer carries it and would be marked right for it; creativity has no right answer."""
+    """Every item with a right answer carries it; creativity has no right answer."""
     prompts = load_prompts("iq", tmp_path)
     assert Counter(prompt.category for prompt in prompts) == CATEGORIES
     assert all(bool(prompt.answer) == (prompt.category != "creativity") for prompt in prompts)
-    assert [(p.text, answer) for p in prompts for answer in p.answer if not p.is_answered_by(f"It is {answer}.")] == []
 
 
 @pytest.mark.parametrize("name", ["dreams", "cookie_theft"])
@@ -137,40 +137,3 @@ def test_what_a_module_prints_is_logged(
         load_prompts("own", tmp_path / "specs")
     assert capsys.readouterr().out == ""
     assert caplog.messages == ["own.py says: two words"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "output", "right"),
-    [
-        ("Paris", "The capital is PARIS.", True),
-        ("Paris", "Parisian", False),
-        ("hot", "a shot in the dark", False),
-        ("well off", "They are well off!", True),
-        ("5/6", "15/6", False),
-        ("20:25", "It ends at 20:25.", True),
-        ("13", "thirteen", False),
-        ("13", "The answer is 13.", True),
-        ("13", "13.0", True),
-        ("13", "= 13,", True),
-        ("13", "130 or 113 or 13.5 or 1.13", False),
-        ("13", "-13", False),
-        ("-7", "x = -7", True),
-        ("7.55", "$7.55", True),
-        ("1000", "1,000 of them", True),
-        ("1,000", "1000 of them", True),
-        ("1000", "x1000", False),
-        ("C++", "I like c++ most", True),
-        ("a.c", "abc", False),
-    ],
-)
-def test_words_count_in_any_case_and_numbers_by_value(answer: str, output: str, *, right: bool) -> None:
-    """An answer is right where a human grader would say so: whole words, whole numbers."""
-    assert Prompt("?", answer=answer).is_answered_by(output) is right
-
-
-def test_one_accepted_answer_is_enough_and_none_is_never_right() -> None:
-    """Synonyms are alternatives; a prompt without answers cannot be answered rightly."""
-    warm = Prompt("What is the opposite of cold?", "language", ("hot", "warm"))
-    assert warm.is_answered_by("Warm, I think.")
-    assert not warm.is_answered_by("Cold, I think.")
-    assert not Prompt("Tell me a dream.").is_answered_by("Tell me a dream.")

@@ -7,18 +7,30 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
 from polars.testing import assert_frame_equal
-from scipy.stats import spearmanr
+from scipy.stats import permutation_test, spearmanr
 
-from runner.statistics import bootstrap_interval, cohens_d, rank, spearman, summarise, threshold
+from runner.effects import (
+    Sample,
+    cohens_d,
+    effect_interval,
+    interval,
+    sample,
+    spearman,
+    threshold,
+    threshold_interval,
+)
+from runner.statistics import rank, summarise
 
 NUMBERS = st.integers(-1000, 1000).map(float)  # whole, so that shifting them is exact
-SAMPLES = st.lists(NUMBERS, min_size=2, max_size=30)
+CLUSTERS = st.lists(st.lists(NUMBERS, min_size=2, max_size=10), min_size=2, max_size=6)
 CURVES = st.lists(
     st.tuples(st.floats(0.01, 1), st.floats(-5, 5, width=32) | st.sampled_from([None, math.inf, -math.inf])), min_size=1
 )
-SHAPE = np.array([-1.5, -0.5, 0.5, 1.5])  # mean 0, standard deviation with n - 1: the root of 5/3
-SPREAD = math.sqrt(5 / 3)
+SHAPE = np.linspace(-1, 1, 20)  # of the texts of a repeat, around its mean
+APART = 0.1  # of each repeat's mean from their mean
+SPREAD = math.sqrt(2 * APART**2 + (SHAPE**2).sum() / 20)  # between two repeats, and 19/20 of that within them
 MEASURES = {
     "run": pl.String,
     "sweep": pl.String,
@@ -38,8 +50,20 @@ def planted(
 ) -> pl.DataFrame:
     """Measures whose d at each level, in order of damage, is exactly what `effects` says, from a mean of 10."""
     rows = [
-        (run, f"{method} {group}", method, group, level, damage, i % repeats, i, metric, 10 + effect * SPREAD + offset)
+        (
+            run,
+            f"{method} {group}",
+            method,
+            group,
+            level,
+            damage,
+            repeat,
+            i,
+            metric,
+            10 + effect * SPREAD + apart + offset,
+        )
         for damage, (level, effect) in enumerate(effects.items())
+        for repeat, apart in zip(range(repeats), (APART, -APART), strict=False)
         for i, offset in enumerate(SHAPE)
     ]
     return pl.DataFrame(rows, schema=MEASURES, orient="row")
@@ -50,51 +74,137 @@ def column(frame: pl.DataFrame, name: str, **where: object) -> list[float]:
     return frame.filter(**where)[name].to_list()
 
 
+def clusters(
+    generator: np.random.Generator, repeats: int, *, mean: float = 0, model: float = 1, uneven: bool = False
+) -> list[NDArray[np.float64]]:
+    """Texts of some damaged models: one draw of sd `model` per repeat, and one of sd 1 per text, of 38 or 5 to 38."""
+    counts = generator.integers(5, 39, repeats) if uneven else [38] * repeats
+    return [mean + generator.normal(0, model) + generator.normal(0, 1, count) for count in counts]
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("model", [1.0, 0.3, 0.05])
+@pytest.mark.parametrize("repeats", [5, 10])
+def test_errors_and_intervals_of_the_mean_are_true(repeats: int, model: float, *, uneven: bool) -> None:
+    """Standard errors are within 10 % of the spread of the means, and 90 to 97 % of the intervals hold the truth."""
+    generator = np.random.default_rng(11)
+    samples = [sample(clusters(generator, repeats, model=model, uneven=uneven)) for _ in range(1500)]
+    errors, ends = (
+        [one.standard_error or 0 for one in samples],
+        [interval(one) or (math.nan, math.nan) for one in samples],
+    )
+    assert float(np.mean(errors)) == pytest.approx(np.std([one.mean for one in samples]), rel=0.1)
+    assert 0.90 <= np.mean([low <= 0 <= high for low, high in ends]) <= 0.97
+
+
+def test_the_error_of_ten_repeats_that_differ_as_much_as_texts() -> None:
+    """Ten repeats of 38 texts, equal spread of both: about 0.32; as if texts were independent it would be 0.07."""
+    generator = np.random.default_rng(12)
+    errors = [sample(clusters(generator, 10)).standard_error or 0 for _ in range(500)]
+    assert float(np.mean(errors)) == pytest.approx(math.sqrt((1 + 1 / 38) / 10), rel=0.05)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize(("repeats", "shift"), [(5, 0.0), (5, 1.5), (10, 0.0), (10, 1.5)])
+def test_intervals_of_the_effect_hold_the_truth(repeats: int, shift: float, *, uneven: bool) -> None:
+    """A reference of one model, damaged models that differ: 90 to 97 % of the intervals of d hold the planted one."""
+    generator = np.random.default_rng(13)
+    held = []
+    for _ in range(1000):
+        reference = sample(clusters(generator, repeats, model=0, uneven=uneven))
+        damaged = sample(clusters(generator, repeats, mean=shift, model=0.7, uneven=uneven))
+        weights = reference.texts - 1, damaged.texts - 1
+        truth = shift / math.sqrt((weights[0] + weights[1] * (1 + 0.7**2)) / sum(weights))
+        low, high = effect_interval(reference, damaged) or (math.nan, math.nan)
+        held.append(low <= truth <= high)
+    assert 0.90 <= np.mean(held) <= 0.97
+
+
+@pytest.mark.parametrize("repeats", [5, 10])
+def test_intervals_of_a_threshold_hold_the_truth(repeats: int) -> None:
+    """Of a metric that rises in a line it holds where d is 0.8 at least 90 times in 100."""
+    generator = np.random.default_rng(14)
+    levels = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    held = []
+    for _ in range(400):
+        samples = [sample(clusters(generator, repeats, mean=3 * level, model=0.4 if level else 0)) for level in levels]
+        effects = [cohens_d(samples[0], one) for one in samples]
+        low, high = threshold_interval(
+            levels, effects, [None, *(effect_interval(samples[0], one) for one in samples[1:])]
+        )
+        truth = 0.8 * math.sqrt(1 + 0.4**2 / 2) / 3
+        held.append(low is not None and low <= truth and (high is None or truth <= high))
+    assert 0.90 <= np.mean(held) <= 1.0
+
+
+def test_a_mean_is_of_repeats_and_equal_repeats_tell_nothing() -> None:
+    """A repeat counts once however many texts it has; one repeat, or a spread of none, gives no interval."""
+    assert sample([[1.0] * 9, [4.0]]).mean == 2.5
+    assert sample([[1.0] * 9, [4.0]]).standard_error == pytest.approx(1.5)
+    alone, equal = sample([[1.0, 2.0, 3.0]]), sample([[0.1] * 3, [0.1] * 7])
+    assert (alone.standard_error, interval(alone)) == (None, None)
+    assert (equal.mean, equal.standard_error, interval(equal)) == (0.1, 0.0, None)
+    low, high = interval(sample([[1.0], [2.0], [6.0]])) or (0, 0)
+    assert (low, high) == pytest.approx((3 - 4.302653 * math.sqrt(7 / 3), 3 + 4.302653 * math.sqrt(7 / 3)), abs=1e-5)
+
+
+def test_the_total_variance_is_that_of_a_text_of_any_repeat() -> None:
+    """Whatever the sizes of the repeats, its mean is the sum of both variances that were planted."""
+    generator = np.random.default_rng(15)
+    found = [sample(clusters(generator, 5, model=0.8, uneven=True)).variance for _ in range(4000)]
+    assert float(np.mean(found)) == pytest.approx(1 + 0.8**2, rel=0.03)
+
+
 def test_d_of_a_planted_shift_is_that_shift() -> None:
     """Samples of one shape that lie 2.5 standard deviations apart have d = 2.5, downwards as well."""
-    assert cohens_d(SHAPE, SHAPE + 2.5 * SPREAD) == pytest.approx(2.5, abs=1e-9)
-    assert cohens_d(SHAPE, SHAPE - 2.5 * SPREAD) == pytest.approx(-2.5, abs=1e-9)
+    shapes = [SHAPE + APART, SHAPE - APART]
+    for shift in (2.5, -2.5):
+        moved = [values + shift * SPREAD for values in shapes]
+        assert cohens_d(sample(shapes), sample(moved)) == pytest.approx(shift, abs=1e-9)
 
 
-def test_d_pools_samples_of_unequal_size_and_spread() -> None:
-    """Each sample's squares count by their degrees of freedom, as in a formula written down independently."""
+def test_d_without_clusters_is_that_of_cohen() -> None:
+    """Of one value per repeat it is the textbook's, each sample's squares counted by their degrees of freedom."""
     generator = np.random.default_rng(1)
     reference, damaged = generator.normal(3, 1, 7), generator.normal(5, 4, 40)
     squares = ((reference - reference.mean()) ** 2).sum() + ((damaged - damaged.mean()) ** 2).sum()
-    assert cohens_d(reference, damaged) == pytest.approx(
+    assert cohens_d(alone(reference), alone(damaged)) == pytest.approx(
         (np.average(damaged) - np.average(reference)) / np.sqrt(squares / 45), abs=1e-12
     )
-    assert cohens_d([0, 2], [1, 1, 4]) == pytest.approx(1 / math.sqrt((2 + 6) / 3), abs=1e-12)
+    assert cohens_d(alone([0, 2]), alone([1, 1, 4])) == pytest.approx(1 / math.sqrt((2 + 6) / 3), abs=1e-12)
 
 
-@pytest.mark.parametrize(("reference", "damaged"), [([], [1, 2]), ([1], [1, 2]), ([1, 2], [3]), ([1, 2], [])])
-def test_d_needs_two_values_on_either_side(reference: list[float], damaged: list[float]) -> None:
-    """A single value has no spread to measure an effect by."""
-    assert cohens_d(reference, damaged) is None
+def alone(values: ArrayLike) -> Sample:
+    """Every value a repeat of its own."""
+    return sample([[value] for value in np.asarray(values, dtype=np.float64)])
 
 
 def test_d_without_any_spread_is_nothing_or_infinite() -> None:
     """Constant samples differ infinitely, with a sign, or not at all, even where a mean of 0.1 is not 0.1."""
-    assert cohens_d([0.1] * 3, [0.1] * 10) == 0.0
-    assert cohens_d([1, 1], [2, 2]) == math.inf
-    assert cohens_d([0.1] * 10, [0.0] * 3) == -math.inf
-    assert cohens_d([1, 2, 1], [3, 4, 3]) == pytest.approx(2 * math.sqrt(3), abs=1e-12)  # equal ends are no constant
+    assert cohens_d(alone([0.1] * 3), alone([0.1] * 10)) == 0.0
+    assert cohens_d(alone([1, 1]), alone([2, 2])) == math.inf
+    assert cohens_d(sample([[0.1] * 5] * 2), sample([[0.0] * 3])) == -math.inf
+    assert cohens_d(alone([1]), alone([2])) is None
+    assert effect_interval(alone([1, 1]), alone([2, 2])) is None
 
 
-@given(SAMPLES, SAMPLES)
-def test_d_is_antisymmetric(first: list[float], second: list[float]) -> None:
-    """Exchanging reference and damaged turns the sign and nothing else."""
-    there, back = cohens_d(first, second), cohens_d(second, first)
+@given(CLUSTERS, CLUSTERS)
+def test_d_is_antisymmetric(first: list[list[float]], second: list[list[float]]) -> None:
+    """Exchanging reference and damaged turns the sign of the effect and of its interval, and nothing else."""
+    one, other = sample(first), sample(second)
+    there, back = cohens_d(one, other), cohens_d(other, one)
     assert there is not None
     assert back is not None
     assert there == pytest.approx(-back, rel=1e-9, abs=1e-9)
+    ends, turned = effect_interval(one, other), effect_interval(other, one)
+    assert ends == (None if turned is None else pytest.approx((-turned[1], -turned[0]), rel=1e-6, abs=1e-6))
 
 
-@given(SAMPLES, SAMPLES, NUMBERS)
-def test_d_does_not_see_a_common_shift(first: list[float], second: list[float], shift: float) -> None:
+@given(CLUSTERS, CLUSTERS, NUMBERS)
+def test_d_does_not_see_a_common_shift(first: list[list[float]], second: list[list[float]], shift: float) -> None:
     """Adding one number to all values leaves the effect as it is."""
-    moved = cohens_d(np.array(first) + shift, np.array(second) + shift)
-    assert moved == pytest.approx(cohens_d(first, second), rel=1e-9, abs=1e-9)
+    moved = cohens_d(*(sample([np.array(values) + shift for values in side]) for side in (first, second)))
+    assert moved == pytest.approx(cohens_d(sample(first), sample(second)), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -147,27 +257,60 @@ def test_threshold_lies_between_the_levels_around_it(
     assert low - 1e-9 <= found <= high + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("levels", "effects", "ends", "expected"),
+    [
+        ([0, 1, 2], [0, 0.4, 1.2], [None, (0.0, 0.8), (0.8, 1.6)], (1.0, 2.0)),
+        ([0, 1, 2], [0, -0.4, -1.2], [None, (-0.8, 0.0), (-1.6, -0.8)], (1.0, 2.0)),
+        ([0, 1, 2], [0, 0.4, 1.2], [None, (-0.2, 1.0), (0.3, 2.1)], (0.8, None)),  # not bounded within the sweep
+        ([0, 1, 2], [0, 0.4, 0.6], [None, (-0.2, 1.0), (0.3, 2.1)], (None, None)),  # no threshold, no interval
+        ([1024, 64, 4], [0, 0.4, 1.2], [None, (0.0, 0.8), (0.8, 1.6)], (64.0, 4.0)),
+        ([0, 1, 2], [0, None, math.inf], [None, None, None], (None, None)),  # an effect without an interval
+        ([0, 1], [0.9, 2.0], [(0.5, 1.3), (1.0, 3.0)], (0.0, 0.6)),
+    ],
+)
+def test_the_interval_of_a_threshold_by_hand(
+    levels: list[float],
+    effects: list[float | None],
+    ends: list[tuple[float, float] | None],
+    expected: tuple[float | None, float | None],
+) -> None:
+    """From where the far end of the interval of d reaches 0.8 to where the near end does."""
+    assert threshold_interval(levels, effects, ends) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_spearman_is_that_of_scipy(sign: int) -> None:
-    """Rho and the one-sided p in the direction of its sign, ties and descending levels included."""
+    """Rho and the one-sided p in the direction of its sign, ties and descending levels included, exact up to 9."""
     generator = np.random.default_rng(2)
-    for count in (3, 5, 9, 21):
+    for count in (3, 4, 5, 7, 12, 21):
         damage = list(range(count))
         means = (sign * (np.arange(count) + generator.normal(0, count / 3, count)).round()).tolist()
         for axis in (damage, damage[::-1]):
             rho, p = spearman(axis, means)
             assert rho is not None
-            expected = spearmanr(axis, means, alternative="greater" if rho >= 0 else "less")
-            assert (rho, p) == pytest.approx((expected.statistic, expected.pvalue), abs=1e-12)
+            side = "greater" if rho >= 0 else "less"
+            expected = spearmanr(axis, means, alternative=side)
+            exact = expected.pvalue
+            if count <= 7:
+                exact = permutation_test(
+                    (means,), lambda values, along=axis: spearmanr(along, values).statistic,
+                    permutation_type="pairings", alternative=side, n_resamples=math.inf,
+                ).pvalue  # fmt: skip
+            assert (rho, p) == pytest.approx((expected.statistic, exact), abs=1e-12)
 
 
-def test_spearman_by_hand() -> None:
-    """Five ranks with one exchange of neighbours: 1 - 6 * 2 / (5 * 24), and its t with three degrees of freedom."""
+def test_p_by_hand() -> None:
+    """Of three levels in order one of six orders is as good; of nine one of 9!; and no p is ever 0."""
+    assert spearman([0, 1, 2], [1, 2, 5]) == (pytest.approx(1), pytest.approx(1 / 6))
+    assert spearman([0, 1, 2], [5, 2, 1]) == (pytest.approx(-1), pytest.approx(1 / 6))
+    assert spearman([0, 1, 2], [1, 1, 5]) == (pytest.approx(math.sqrt(3) / 2), pytest.approx(1 / 3))
+    assert spearman([0, 1, 2], [1, 5, 1]) == (0, pytest.approx(2 / 3))
+    assert spearman(range(9), range(9))[1] == pytest.approx(1 / math.factorial(9))
+    for count in (10, 21, 60):
+        assert spearman(range(count), range(count))[1] == pytest.approx(1 / math.factorial(count))
     rho, p = spearman([0, 1, 2, 3, 4], [1.0, 3.0, 2.0, 7.0, 9.0])
-    assert rho == pytest.approx(0.9, abs=1e-12)
-    t = 0.9 * math.sqrt(3 / (1 - 0.9**2))
-    tail = 0.5 - (t / math.sqrt(3) / (1 + t * t / 3) + math.atan(t / math.sqrt(3))) / math.pi
-    assert p == pytest.approx(tail, abs=1e-12)
+    assert (rho, p) == pytest.approx((0.9, 5 / 120), abs=1e-12)  # the order itself and one exchange of four neighbours
 
 
 def test_spearman_of_too_little() -> None:
@@ -177,51 +320,6 @@ def test_spearman_of_too_little() -> None:
     assert spearman([], []) == (None, None)
     assert spearman([0, 1], [4.0, 3.0]) == (-1.0, None)
     assert spearman([0, 1], [3.0, 4.0]) == (1.0, None)
-
-
-def test_the_interval_is_that_of_drawing_repeats_one_by_one() -> None:
-    """It agrees with a plain loop that draws whole repeats of unequal length and pools their values."""
-    generator = np.random.default_rng(3)
-    by_repeat = [generator.normal(i, 1, 5 + 4 * i) for i in range(6)]
-    means = [np.concatenate([by_repeat[i] for i in generator.integers(0, 6, 6)]).mean() for _ in range(20_000)]
-    found = bootstrap_interval(by_repeat, seed=4, resamples=20_000)
-    assert found == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.05)
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """Twenty repeats that differ: about 95 of 100 intervals hold the mean; a few less, as is known of percentiles."""
-    generator = np.random.default_rng(5)
-    covered = 0
-    for seed in range(300):
-        by_repeat = generator.normal(0, 1, (20, 1)) + generator.normal(0, 1, (20, 8))
-        low, high = bootstrap_interval(list(by_repeat), seed=seed) or (math.nan, math.nan)
-        covered += low <= 0 <= high
-    assert 0.89 <= covered / 300 <= 0.97, covered
-
-
-def test_texts_of_one_repeat_count_as_one() -> None:
-    """Copies of a text within each repeat make the interval no narrower."""
-    single = [[1.0], [2.0], [4.0], [8.0]]
-    copied = [values * 50 for values in single]
-    assert bootstrap_interval(copied, seed=1) == pytest.approx(bootstrap_interval(single, seed=1), abs=1e-9)
-
-
-def test_an_interval_needs_two_repeats_and_follows_its_seed() -> None:
-    """One repeat says nothing about others; a seed gives the same numbers again, another seed others."""
-    assert bootstrap_interval([[1.0, 2.0, 3.0]], seed=0) is None
-    assert bootstrap_interval([], seed=0) is None
-    by_repeat = list(np.random.default_rng(6).normal(0, 1, (5, 10)))
-    assert bootstrap_interval(by_repeat, seed=7) == bootstrap_interval(by_repeat, seed=7)
-    assert bootstrap_interval(by_repeat, seed=7) != bootstrap_interval(by_repeat, seed=8)
-    assert bootstrap_interval([[0.1] * 3, [0.1] * 7], seed=0) == pytest.approx((0.1, 0.1), abs=1e-15)
-
-
-def test_less_confidence_is_a_narrower_interval() -> None:
-    """The interval of 50 % lies within that of 95 %."""
-    by_repeat = list(np.random.default_rng(6).normal(0, 1, (10, 10)))
-    low, high = bootstrap_interval(by_repeat, seed=7) or (math.nan, math.nan)
-    inner_low, inner_high = bootstrap_interval(by_repeat, seed=7, confidence=0.5) or (math.nan, math.nan)
-    assert low < inner_low < inner_high < high
 
 
 @pytest.fixture
@@ -245,18 +343,21 @@ def test_a_study_is_summarised(study: pl.DataFrame) -> None:
     summary = summarise(study)
     assert summary.columns == [
         *("run", "sweep", "method", "group", "metric", "level", "damage", "n", "repeats"),
-        *("mean", "standard_error", "low", "high", "d", "reference"),
+        *("mean", "standard_error", "low", "high", "d", "d_low", "d_high", "reference"),
     ]
     assert len(summary) == 24
-    assert set(summary["n"]) == {4}
+    assert set(summary["n"]) == {40}
     assert set(summary["repeats"]) == {2}
     assert set(summary["reference"]) == {"undamaged"}
     gauss = summary.filter(sweep="mult_gauss attn_only", metric="entropy")
     assert gauss["level"].to_list() == [0.0, 0.5, 1.0, 1.5]
     assert gauss["d"].to_list() == pytest.approx([0.0, 0.4, 1.2, 3.0], abs=1e-9)
     assert gauss["mean"].to_list() == pytest.approx([10 + d * SPREAD for d in (0.0, 0.4, 1.2, 3.0)], abs=1e-9)
-    assert gauss["standard_error"].to_list() == pytest.approx([SPREAD / 2] * 4, abs=1e-9)
-    assert (gauss["high"] - gauss["low"]).to_list() == pytest.approx([1.0] * 4, abs=1e-9)  # the means of the repeats
+    assert gauss["standard_error"].to_list() == pytest.approx([APART] * 4, abs=1e-9)
+    assert (gauss["high"] - gauss["low"]).to_list() == pytest.approx([2 * 12.7062 * APART] * 4, abs=1e-4)
+    assert gauss["d_low"][0] is None
+    assert (gauss["d_low"] < gauss["d"])[1:].all()
+    assert (gauss["d_high"] > gauss["d"])[1:].all()
     quantised = summary.filter(sweep="uni_quant attn_only", metric="entropy")
     assert quantised["level"].to_list() == [1024.0, 64.0, 4.0]
     assert quantised["d"].to_list() == pytest.approx([0.2, 0.4, 1.2], abs=1e-9)
@@ -266,7 +367,8 @@ def test_metrics_are_ranked_by_threshold(study: pl.DataFrame) -> None:
     """Thresholds, their place on the axis of damage, trends and ranks are those computed by hand."""
     ranking = rank(summarise(study))
     assert ranking.columns == [
-        *("run", "sweep", "metric", "threshold", "threshold_fraction", "rho", "p", "direction", "rank"),
+        *("run", "sweep", "metric", "threshold", "threshold_low", "threshold_high", "threshold_fraction", "compared"),
+        *("rho", "p", "direction", "rank"),
     ]
     expected = [
         ("ablation mlp_only", "length", 0.3, 0.75, 1.0, 1, 1),
@@ -277,9 +379,13 @@ def test_metrics_are_ranked_by_threshold(study: pl.DataFrame) -> None:
         ("uni_quant attn_only", "length", 1024.0, 0.0, -1.0, -1, 1),
         ("uni_quant attn_only", "entropy", 34.0, 0.75, 1.0, 1, 2),
     ]
-    assert ranking.drop("run", "p").rows() == [pytest.approx(row, abs=1e-9) for row in expected]
+    shown = ranking.drop("run", "p", "threshold_low", "threshold_high", "compared")
+    assert shown.rows() == [pytest.approx(row, abs=1e-9) for row in expected]
     assert column(ranking, "p", metric="words") == [None]
-    assert column(ranking, "p", metric="length") == pytest.approx([0.0] * 3, abs=1e-9)
+    assert column(ranking, "p", metric="length") == pytest.approx([1 / 6, 1 / 24, 1 / 6], abs=1e-9)
+    assert ranking["compared"].to_list() == [2, 2, 3, 3, 3, 3, 3]
+    found = ranking.drop_nulls("threshold").filter(pl.col("sweep") != "uni_quant attn_only")
+    assert (found["threshold_low"] <= found["threshold"]).all()
 
 
 def test_a_quantisation_alone_is_compared_with_its_first_level() -> None:
@@ -296,7 +402,7 @@ def test_a_sweep_is_compared_with_its_own_undamaged_level_first() -> None:
     """Another sweep's level serves only where a sweep has none, and then that with most values."""
     measures = pl.concat(
         [
-            planted("ablation", "a", "entropy", {0.0: 1.0, 0.5: 1.5}).filter(pl.col("prompt_id") < 3),
+            planted("ablation", "a", "entropy", {0.0: 1.0, 0.5: 1.5}).filter(pl.col("prompt_id") < 16),
             planted("ablation", "b", "entropy", {0.0: 2.0, 0.5: 2.5}),
             planted("ablation", "c", "entropy", {0.5: 2.25}),
         ]
@@ -308,15 +414,60 @@ def test_a_sweep_is_compared_with_its_own_undamaged_level_first() -> None:
     assert set(summary["reference"]) == {"undamaged"}
 
 
-def test_what_cannot_be_computed_is_null() -> None:
-    """One value has a mean, but no error, interval or effect; one repeat has no interval."""
-    single = planted("ablation", "a", "entropy", {0.0: 0.0, 0.5: 1.0}).filter(prompt_id=0)
-    names = ("standard_error", "low", "high", "d")
-    assert summarise(single).select(names).rows() == [(None,) * 4] * 2
-    assert rank(summarise(single))["threshold"].to_list() == [None]
-    one_repeat = summarise(planted("ablation", "a", "entropy", {0.0: 0.0, 0.5: 1.0}, repeats=1))
-    assert one_repeat.select("low", "high").rows() == [(None, None)] * 2
-    assert one_repeat["d"].to_list() == pytest.approx([0.0, 1.0], abs=1e-9)
+def test_what_cannot_be_told_is_null() -> None:
+    """One repeat has a mean, but no error, interval or effect; 29 texts have no effect, 30 have one."""
+    measures = planted("ablation", "a", "entropy", {0.0: 0.0, 0.5: 1.0})
+    names = ("standard_error", "low", "high", "d", "d_low", "d_high")
+    one_repeat = summarise(measures.filter(repeat_index=0))
+    assert one_repeat.filter(level=0.5).select(names).rows() == [(None,) * 6]
+    assert rank(one_repeat).select("threshold", "threshold_low", "compared").rows() == [(None, None, 0)]
+    for texts, found in ((15, True), (14, False)):
+        few = summarise(measures.filter(pl.col("prompt_id") < texts))
+        assert few["low"].null_count() == 0
+        assert (column(few, "d", level=0.5) != [None]) is found
+        assert rank(few)["compared"].to_list() == [int(found)]
+    few_at_reference = measures.filter((pl.col("prompt_id") < 14) | (pl.col("level") > 0))
+    assert column(summarise(few_at_reference), "d") == [None, None]
+
+
+def test_the_undamaged_model_is_one_however_often_it_spoke() -> None:
+    """A reference of one repeat serves if it is undamaged; the least damaged model of several does not."""
+    measures = planted("ablation", "a", "entropy", {0.0: 0.0, 0.5: 1.0, 1.0: 2.0})
+    once = summarise(measures.filter((pl.col("level") > 0) | (pl.col("repeat_index") == 0)).vstack(
+        planted("ablation", "a", "entropy", {0.0: 0.0}).filter(repeat_index=0).with_columns(pl.col("prompt_id") + 20)
+    ))  # fmt: skip
+    assert once.filter(level=0.0)["repeats"].to_list() == [1]
+    assert once["d"].null_count() == 0
+    least = measures.filter((pl.col("level") > 0.5) | ((pl.col("repeat_index") == 0) & (pl.col("level") == 0.5)))
+    more = least.filter(level=0.5).with_columns(pl.col("prompt_id") + 20)
+    assert summarise(pl.concat([least, more]))["d"].to_list() == [None, None]
+
+
+def test_the_perplexity_of_a_text_is_of_models_and_in_logarithms() -> None:
+    """One value per damaged model: geometric mean, error of the logarithm, and d from three models on."""
+    rows = [
+        ("r", "ablation a", "ablation", "a", level, damage, repeat, 1, "perplexity", value)
+        for damage, (level, values) in enumerate({0.0: [10.0], 0.5: [20.0, 40.0, 80.0], 1.0: [1e3, 1e5]}.items())
+        for repeat, value in enumerate(values)
+    ]
+    summary = summarise(pl.DataFrame(rows, schema=MEASURES, orient="row"))
+    assert summary["mean"].to_list() == pytest.approx([10, 40, 1e4])
+    error = math.log(2) / math.sqrt(3)
+    assert summary["standard_error"].to_list()[1] == pytest.approx(error)
+    assert summary["high"].to_list()[1] == pytest.approx(40 * math.exp(4.302653 * error), rel=1e-5)
+    assert summary["d"].to_list() == [0.0, pytest.approx(math.log(4) / math.log(2)), None]
+    assert rank(summary).select("threshold", "compared").rows() == [(pytest.approx(0.2), 1)]
+
+
+def test_shares_stay_between_none_and_all() -> None:
+    """An interval of right answers does not pass 0 or 1."""
+    rows = [
+        ("r", "ablation a", "ablation", "a", 0.0, 0, repeat, prompt, "correct", float(prompt < right))
+        for repeat, right in enumerate((0, 9))
+        for prompt in range(10)
+    ]
+    summary = summarise(pl.DataFrame(rows, schema=MEASURES, orient="row"))
+    assert summary.select("low", "high").rows() == [(0.0, 1.0)]
 
 
 def test_a_metric_that_jumps_from_constant_to_constant() -> None:
@@ -347,10 +498,10 @@ def test_the_fraction_is_of_the_whole_sweep() -> None:
     measures = pl.concat(
         [
             planted("ablation", "x", "entropy", {0.0: 0.0, 0.1: 0.4, 0.2: 0.5, 0.3: 0.6, 0.4: 2.0}),
-            planted("ablation", "x", "perplexity", {0.0: 0.0, 0.1: 1.6}),
+            planted("ablation", "x", "length", {0.0: 0.0, 0.1: 1.6}),
         ]
     )
-    assert column(rank(summarise(measures)), "threshold_fraction", metric="perplexity") == pytest.approx([0.125])
+    assert column(rank(summarise(measures)), "threshold_fraction", metric="length") == pytest.approx([0.125])
     without_first = summarise(measures.filter(pl.col("damage") > 0, metric="entropy"))
     assert rank(without_first)["threshold_fraction"].to_list() == pytest.approx(
         [(2 + 0.6 / 1.4) / 3]
