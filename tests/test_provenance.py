@@ -1,6 +1,7 @@
 """What is written beside the results and into every record, and the guard against mixing settings in one file."""
 
 import json
+import random
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from runner.errors import SpecError
-from runner.guard import check_settings
+from runner.errors import DegradeError, SpecError
+from runner.guard import check_model, check_settings, past_of
 from runner.plan import conditions_of
 from runner.prompt import Prompt
 from runner.provenance import PACKAGES, prompts_digest, versions
@@ -246,3 +247,78 @@ def test_a_record_is_known_by_the_key_of_its_condition(path: Path) -> None:
     with file:
         assert [key_of(record) for record in records] == [condition.key("Who?") for condition in conditions_of(SPEC)]
         check(path, records, SPEC)
+
+
+def test_a_commit_is_as_good_as_a_revision(path: Path) -> None:
+    """Whoever pins the commit that `main` was goes on; who pins another, or finds `main` moved, is told."""
+    describe(path, evolve(SPEC, model=evolve(SPEC.model, revision=None)), facts() | {"model": {"commit": "abc"}})
+    check(path, records_of(SPEC), SPEC)
+    other = evolve(SPEC, model=evolve(SPEC.model, revision="def"))
+    assert refusal(path, records_of(SPEC), other)[1:] == ["  model.revision: the file has None, the spec 'def'"]
+    past = past_of(path, records_of(SPEC), read_sidecar(path))
+    check_model(past, {"model": {"commit": "abc"}}, "0", {})
+    check_model(past, {"model": {"commit": "none"}}, "0", {})
+    with pytest.raises(SpecError, match=r"commit of the model .*the file has 'abc', this run 'moved'"):
+        check_model(past, {"model": {"commit": "moved"}}, "0", {})
+
+
+def test_another_picture_is_refused_without_a_sidecar(path: Path) -> None:
+    """The records themselves say which picture was shown."""
+    shown = evolve(SPEC, image=Image(enabled=True, path="kitchen.png"))
+    records = [record | {"image_digest": "abc"} for record in records_of(shown)]
+    check_settings(path, records, guarded_settings(shown), shown, {}, "abc")
+    with pytest.raises(SpecError, match=r"the picture behind image\.path: the file has 'abc', the spec 'def'"):
+        check_settings(path, records, guarded_settings(shown), shown, {}, "def")
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        ({"levels": (64.0, 4.0, 2.0)}, [("quant", [64.0, 4.0, 2.0])]),
+        ({"levels": (64.0,)}, [("quant", [64.0, 4.0])]),
+        ({"levels": (64.0, 8.0)}, [("quant_1", [64.0, 4.0]), ("quant", [64.0, 8.0])]),
+        ({"group": "attn_only"}, [("quant_1", [64.0, 4.0]), ("quant", [64.0, 4.0])]),
+    ],
+)
+def test_no_later_run_takes_records_their_explanation(
+    path: Path, later: dict[str, Any], expected: list[tuple[str, list[float]]]
+) -> None:
+    """Of a sweep that changed under its name both stay; one that has all levels of the other stands for both."""
+    before = evolve(SPEC, sweeps=SPEC.sweeps[:1])
+    describe(path, before, facts())
+    describe(path, evolve(before, sweeps=(evolve(SPEC.sweeps[0], **later),), run=Run(seed=5, n_rep=1)), facts())
+    found = load_spec(sidecar_path(path))
+    assert [(sweep.name, list(sweep.levels or ())) for sweep in found.sweeps] == expected
+    assert found.run.n_rep == 2
+
+
+VALUES = ["1", '"x"', "[]", "[1]", "{}", "true", "nan", "[{}]", '[["a"]]', "-1", "99999999999", "{a = 1}"]
+HEADS = ["[provenance]", "[[model]]", "[run]", "[sweeps]", "[[provenance.runs]]", "[x]"]
+LINES = ["runs = 3", "evidence = [1]", "sweeps = [{}]", "model = 1", "n_rep = 'x'", "commit = 3", "steps = 9999999999"]
+
+
+def test_a_mutated_sidecar_is_read_or_refused(path: Path) -> None:
+    """Whatever somebody did to it, a sentence says so, or its records are guarded by what can be read."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    describe(path, SPEC, facts() | {"model": {"commit": "abc"}}, row)
+    sound, chance, outcomes = sidecar_path(path).read_text(), random.Random(7), {True: 0, False: 0}
+    for _ in range(300):
+        lines = sound.split("\n")
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(lines))
+            key, equals, _ = lines[at].partition("=")
+            changed = key + equals + chance.choice(VALUES) if equals else chance.choice(HEADS)
+            lines[at : at + 1] = chance.choice([[], [changed], [changed], [lines[at], chance.choice(LINES)]])
+        sidecar_path(path).write_text("\n".join(lines))
+        try:
+            before = read_sidecar(path)
+            past = past_of(path, records_of(SPEC), before)
+            check_settings(path, records_of(SPEC), guarded_settings(SPEC), SPEC, before)
+            check_model(past, {"model": {"commit": "abc"}}, "0", {})
+            describe(path, SPEC, facts() | {"model": {"commit": "abc"}})
+        except DegradeError:
+            outcomes[False] += 1
+        else:
+            outcomes[True] += 1
+            assert read_sidecar(path)
+    assert min(outcomes.values()) > 50, outcomes
