@@ -225,3 +225,22 @@ def test_sigterm_stops_and_resumes(study: Path, degrade: Command) -> None:
         assert "Traceback" not in message
     done(degrade(*arguments))
     assert len(records_in(study / "results")) == 180
+
+
+def test_a_file_replaced_during_a_run_ends_it(study: Path) -> None:
+    """A cloud's client puts another file in its place: exit 3, the stranger's file untouched, every record kept."""
+    command = [sys.executable, "-m", "runner.cli", "specs/tiny.toml", "--set", "run.n_rep=20", "--sweep", "gauss"]
+    process = subprocess.Popen(command, cwd=study, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    while not total_size(study / "results") and process.poll() is None:
+        time.sleep(0.001)
+    (path,) = (study / "results").glob("outputs_*.json")
+    (study / "other").write_text("mine\n")
+    (study / "other").rename(path)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 3, message
+    (kept,) = (study / "results").glob("rescued_20*_outputs_*.json")
+    assert path.name in message
+    assert kept.name in message
+    assert path.read_text() == "mine\n"
+    assert 0 < len(json.loads(kept.read_text())) < 200
+    assert kept.with_suffix(".toml").is_file()
