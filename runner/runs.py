@@ -8,7 +8,8 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from runner.results import Record, key_of, short_name
+from runner.layout import Record
+from runner.results import key_of, short_name
 
 # Of what a resume must not change; digests are not in older records, which then say nothing against another's.
 _SETTINGS = (
