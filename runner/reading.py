@@ -1,6 +1,5 @@
 """Results files as a report reads them: whatever stands in one, every field that is used is of its type."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
@@ -10,11 +9,8 @@ from runner.layout import Record
 from runner.results import read_records
 from runner.sweep import Method
 
-_TEXTS = ("prompt_text", "output", "param_group_name")
-_OPTIONAL_TEXTS = ("finish_reason", "timestamp", "weights_digest", "config_name", "model_name", "experiment_id")
+_OPTIONAL_TEXTS = ("finish_reason", "timestamp", "config_name", "model_name", "experiment_id")
 _OPTIONAL_NUMBERS = ("tokens", "perplexity")
-_OPTIONAL_WHOLE = ("seed", "prompt_id")
-_LARGEST_WHOLE = 2**63 - 1
 
 
 def read_files(paths: Iterable[Path]) -> dict[Path, Sequence[Record]]:
@@ -52,19 +48,15 @@ def _halved(text: str) -> bool:
 
 
 def _wrong_fields(record: Record) -> Iterator[tuple[str, str]]:
-    """The fields whose value is of another type than it should be, and what it should be."""
-    if record.get("degradation_method") not in get_args(Method):
+    """The fields whose value is of another type than it should be, and what it should be; `layout` checked the key."""
+    if record["degradation_method"] not in get_args(Method):
         yield "degradation_method", f"method ({', '.join(get_args(Method))})"
-    if not _is_number(record["std_dev"]) or not math.isfinite(record["std_dev"]):
-        yield "std_dev", "finite number"
-    for name in ("repeat_index", *_OPTIONAL_WHOLE):
-        value = record.get(name)
-        if not (value is None and name != "repeat_index") and not (
-            _is_number(value) and isinstance(value, int) and abs(value) <= _LARGEST_WHOLE
-        ):
-            yield name, "whole number"
-    for name in (*_TEXTS, *_OPTIONAL_TEXTS):
-        if not isinstance(record.get(name), str) and not (name in _OPTIONAL_TEXTS and record.get(name) is None):
+    if not isinstance(record["repeat_index"], int):
+        yield "repeat_index", "whole number"
+    if not isinstance(record.get("output"), str):
+        yield "output", "text"
+    for name in _OPTIONAL_TEXTS:
+        if record.get(name) is not None and not isinstance(record[name], str):
             yield name, "text"
     for name in _OPTIONAL_NUMBERS:
         if record.get(name) is not None and not _is_number(record[name]):

@@ -279,12 +279,8 @@ def test_nothing_beside_a_results_file_is_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("std_dev", "0.1"), ("std_dev", True), ("std_dev", math.nan), ("std_dev", None), ("repeat_index", 0.5),
-        ("repeat_index", "0"),
-        ("degradation_method", "gauss"), ("param_group_name", None), ("prompt_text", 3), ("output", None),
-        ("output", ["a"]),
-        ("tokens", "many"), ("prompt_id", "1"), ("finish_reason", 7), ("timestamp", 0), ("seed", 2**70),
-        ("tokens", 10**400),
+        ("repeat_index", 0.5), ("degradation_method", "gauss"), ("output", None), ("output", ["a"]), ("tokens", "many"),
+        ("finish_reason", 7), ("timestamp", 0), ("tokens", 10**400),
     ],
 )  # fmt: skip
 def test_a_field_of_another_type_is_named(tmp_path: Path, field: str, value: object) -> None:
@@ -295,11 +291,24 @@ def test_a_field_of_another_type_is_named(tmp_path: Path, field: str, value: obj
         made(tmp_path / "out", write(tmp_path / "outputs_x.json", records))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("std_dev", "0.1"), ("std_dev", True), ("std_dev", math.nan), ("std_dev", None), ("repeat_index", "0"),
+        ("param_group_name", None), ("prompt_text", 3), ("prompt_id", "1"), ("seed", 2**70), ("batch_size_effective", [1]),
+    ],
+)  # fmt: skip
+def test_a_record_without_a_key_is_named_by_its_line(tmp_path: Path, field: str, value: object) -> None:
+    """What a record is known by must be what it should be, or the file is damaged there."""
+    records = list(study(2))
+    records[3][field] = value
+    with pytest.raises(SetupError, match=r"outputs_x\.json: line 5 is damaged"):
+        made(tmp_path / "out", write(tmp_path / "outputs_x.json", records))
+
+
 def test_half_a_character_and_strange_settings_are_reported_on(tmp_path: Path) -> None:
     """JSON can hold half of a pair of surrogates, and any setting anything."""
-    records = list(
-        study(2, gen_params={"top_k": [1], "x": {"y": None}}, temperature={"a": 1}, batch_size_effective=[1])
-    )
+    records = list(study(2, gen_params={"top_k": [1], "x": {"y": None}}, temperature={"a": 1}))
     records[0] |= {"output": "a \ud800 b", "prompt_text": "\udfff?"}
     table, _, _ = made(tmp_path / "out", write(tmp_path / "outputs_x.json", records))
     assert "a ? b" in table["output"].to_list()
