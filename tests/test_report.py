@@ -295,7 +295,8 @@ def test_a_field_of_another_type_is_named(tmp_path: Path, field: str, value: obj
     ("field", "value"),
     [
         ("std_dev", "0.1"), ("std_dev", True), ("std_dev", math.nan), ("std_dev", None), ("repeat_index", "0"),
-        ("param_group_name", None), ("prompt_text", 3), ("prompt_id", "1"), ("seed", 2**70), ("batch_size_effective", [1]),
+        ("param_group_name", None), ("prompt_text", 3), ("prompt_id", "1"), ("seed", 2**70),
+        ("batch_size_effective", [1]),
     ],
 )  # fmt: skip
 def test_a_record_without_a_key_is_named_by_its_line(tmp_path: Path, field: str, value: object) -> None:
