@@ -245,7 +245,7 @@ def open_sidecar(lab: Lab, experiment: Experiment, start: Start) -> Sidecar:
         "versions": provenance.versions(),
         "machine": provenance.machine_facts(lab.device),
         "engine": asdict(start.engine),
-        "start_check": asdict(start.agreement),
+        "start_check": {key: value for key, value in asdict(start.agreement).items() if value is not None},
         "model": lab.model_facts(),
         "generation_config": dict(lab.checkpoint_settings),
         "prompts_digest": provenance.prompts_digest(lab.prompts),

@@ -35,7 +35,7 @@ class Agreement:
     tolerance: float
     prompts: int
     tokens: int  # whose logits were compared
-    repeatable: bool  # the same steps twice gave the same bits
+    repeatable: bool | None  # the same steps twice gave the same bits; None on the CPU, where that is not tried
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
@@ -87,11 +87,11 @@ def check_reference(
     ends, decoder.eos = decoder.eos, decoder.eos.new_empty(0)  # a first token that ends an answer would end the check
     try:
         traces = [trace(decoder, group) for group in groups]
-        again = [trace(decoder, group) for group in groups]
+        on_cuda = decoder.device.type == "cuda"  # where attention may add up in any order
+        repeatable = equal_bits(traces[0], trace(decoder, groups[0])) if on_cuda else None
     finally:
         decoder.eos = ends
-    repeatable = all(map(equal_bits, traces, again))
-    if not repeatable:
+    if repeatable is False:
         logger.warning("the same steps gave other bits when they were repeated: a rerun may give other texts")
     tolerance, found = TOLERANCES[decoder.logits.dtype], list[float]()
     for number, question in enumerate(questions):

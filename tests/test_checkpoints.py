@@ -107,9 +107,7 @@ def test_every_attention_gives_the_texts_of_generate(
     assert run(folder, *GREEDY) == 0
     assert [record["output"] for record in records(study)] == expected
     assert len(set(expected)) > 1
-    check = sidecar(study)["start_check"]
-    assert check["difference"] < 1e-5
-    assert check["repeatable"]
+    assert sidecar(study)["start_check"]["difference"] < 1e-5
 
 
 def test_generation_settings_of_the_checkpoint_are_said(

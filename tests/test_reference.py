@@ -68,7 +68,6 @@ def test_greedy_equals_generate_in_every_family(case: str, attention: str) -> No
     model = build(case, attention)
     agreement = generator(model).check_reference([questions()[0], questions()[-1]])
     assert agreement.difference < 1e-5
-    assert agreement.repeatable
     assert agreement.tokens == 2 * (1 + STEPS)
     answers = [answer.token_ids for answer in generator(model).answer(questions())]
     assert answers == [generated(model, question) for question in questions()]
