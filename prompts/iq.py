@@ -1,6 +1,6 @@
 """School-level test questions with their accepted answers: mathematics, language, logic, factual, creativity."""
 
-from runner.prompt import Prompt
+from runner.task_prompts import Prompt
 
 PROMPTS = [
     # Mathematics: arithmetic

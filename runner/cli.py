@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="only this sweep (repeatable)")  # fmt: skip
     parser.add_argument("--results", type=Path, default=Path(os.environ.get("DEGRADE_RESULTS") or "results"),
                         metavar="DIR", help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
-    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
+    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model_load.device")
     parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
     parser.add_argument("--force", action="store_true",
                         help="run everything again; the old file is kept under a dated name")  # fmt: skip
@@ -64,7 +64,7 @@ def build_verify_parser() -> argparse.ArgumentParser:
         "others as for degrade",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results file, its sidecar beside it")
-    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
+    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model_load.device")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
 
@@ -134,7 +134,7 @@ def _obey(arguments: list[str], place: list[Path]) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries would fill a log
     if command is None and not options.dry_run:
         place.append(options.results / "logs")
-    from runner.container import read_token
+    from runner.env_container import read_token
 
     read_token()
     return work(options)
@@ -148,8 +148,8 @@ def _read_all(options: argparse.Namespace) -> "list[tuple[Path, Spec]]":
     """
     from attrs import evolve
 
-    from runner.prompt import check_files
     from runner.spec import find_spec, load_spec
+    from runner.task_prompts import check_files
 
     found, wrong = [], []
     for argument in options.specs:
@@ -166,42 +166,42 @@ def _read_all(options: argparse.Namespace) -> "list[tuple[Path, Spec]]":
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from runner import logs, model, verify
+    from runner import cli_console, model_load, run_verify
 
-    logs.set_up(options.log_level)
-    model.quieten()
-    equal = [verify.verify(path, options.device) for path in options.results]
+    cli_console.set_up(options.log_level)
+    model_load.quieten()
+    equal = [run_verify.verify(path, options.device) for path in options.results]
     return 0 if all(equal) else 1
 
 
 def _run(options: argparse.Namespace) -> int:
-    from runner.container import check_results_stay
-    from runner.provenance import versions
+    from runner.env_container import check_results_stay
+    from runner.env_provenance import versions
 
     specs = _read_all(options)
     if not options.dry_run:
         check_results_stay(options.results)
-    from runner import logs
+    from runner import cli_console
 
-    logs.set_up(options.log_level)
+    cli_console.set_up(options.log_level)
     logger.info("degrade %(degrade)s, commit %(commit)s, torch %(torch)s, transformers %(transformers)s", versions())
     # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first log line.
-    from runner import experiment, model, preview
+    from runner import cli_dry_run, model_load, run
 
-    model.quieten()
+    model_load.quieten()
     for path, spec in specs:
         logger.info("spec %s", path)
         if options.dry_run:
-            preview.preview(spec, path.parent, options.results, logs.output, force=options.force)
+            cli_dry_run.preview(spec, path.parent, options.results, cli_console.output, force=options.force)
         else:
-            experiment.run(spec, path.parent, options.results, force=options.force)
+            run.run(spec, path.parent, options.results, force=options.force)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from runner import logs
+    from runner import cli_console
 
-    logs.set_up(options.log_level)
+    cli_console.set_up(options.log_level)
     try:
         from runner import report
     except ModuleNotFoundError as error:
@@ -247,7 +247,7 @@ def _discard_output() -> None:
 
 def _failed(error: BaseException, arguments: list[str], place: list[Path]) -> int:
     """Say what an error means, and where it was not foreseen keep its trace."""
-    from runner.boundary import first_line, foreseen, keep_trace
+    from runner.cli_boundary import first_line, foreseen, keep_trace
 
     try:
         sys.stdout.flush()
@@ -261,7 +261,7 @@ def _failed(error: BaseException, arguments: list[str], place: list[Path]) -> in
 
 
 def _say(message: str, exit_code: int) -> int:
-    from runner.redact import redact
+    from runner.env_secrets import redact
 
     with suppress(OSError):  # nobody reads stderr
         print(f"degrade: {redact(message)}", file=sys.stderr, flush=True)  # noqa: T201 - this is the command's own voice

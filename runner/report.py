@@ -8,14 +8,14 @@ from pathlib import Path
 import polars as pl
 
 from runner.errors import SetupError
-from runner.figures import draw, save
-from runner.measuring import measure_rows, tidy, with_coherence, with_scores
-from runner.metrics import COHERENCE, METRICS, SCORED
-from runner.page import Run, Shown, render
-from runner.reading import read_files
-from runner.runs import find_runs
-from runner.sidecar import read_sidecar
-from runner.statistics import rank, summarise
+from runner.metric import COHERENCE, METRICS, SCORED
+from runner.report_figures import draw, save
+from runner.report_files import read_files
+from runner.report_page import Run, Shown, render
+from runner.report_runs import find_runs
+from runner.report_statistics import rank, summarise
+from runner.report_tables import measure_rows, tidy, with_coherence, with_scores
+from runner.results_sidecar import read_sidecar
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from runner.env_files import kept_name, replace_file, sync, sync_folder, temporary_name
 from runner.errors import SetupError
-from runner.file_lock import unlock
-from runner.files import kept_name, replace_file, sync, sync_folder, temporary_name
-from runner.layout import (
+from runner.results_layout import (
     CLOSING,
     EMPTY,
     OPENING,
@@ -30,7 +29,8 @@ from runner.layout import (
     read_layout,
     tail_of,
 )
-from runner.sidecar import sidecar_path
+from runner.results_lock import unlock
+from runner.results_sidecar import sidecar_path
 
 logger = logging.getLogger(__name__)
 

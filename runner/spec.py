@@ -11,10 +11,10 @@ import tomli_w
 from attrs import asdict, evolve, field, frozen
 
 from runner.errors import SpecError
-from runner.selection import BUILT_IN, Group, Selection
-from runner.strict import NOT_EMPTY, Rule, at_least, make_converter, problems, refuse_contradictions, suggestion
-from runner.sweep import Sweep, Text
-from runner.tables import apply, read_merged
+from runner.spec_converter import NOT_EMPTY, Rule, at_least, make_converter, problems, refuse_contradictions, suggestion
+from runner.spec_sweep import Sweep, Text
+from runner.spec_targets import BUILT_IN, Group, Selection
+from runner.spec_toml import apply, read_merged
 
 DType = Literal["float32", "float16", "bfloat16"]
 Count = Annotated[int, at_least(1)]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.answers import accepts, claims_of, is_right
-from runner.metrics import measure
-from runner.prompt import Prompt, load_prompts
-from runner.quantities import quantity
+from runner.metric import measure
+from runner.metric_answers import accepts, claims_of, is_right
+from runner.metric_quantities import quantity
+from runner.task_prompts import Prompt, load_prompts
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"

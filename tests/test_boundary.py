@@ -22,11 +22,11 @@ import torch
 
 from runner import cli
 from runner.errors import DegradeError, SetupError, SpecError, Terminated
-from runner.loading import build_on_meta
-from runner.model import choose_device, load_config, load_model, locate, quieten
-from runner.prompt import Prompt, check_files
+from runner.model_files import build_on_meta
+from runner.model_load import choose_device, load_config, load_model, locate, quieten
 from runner.spec import Model, dump_toml, load_spec, to_tables
-from runner.tokens import Material, tokenise
+from runner.task_prompts import Prompt, check_files
+from runner.task_tokens import Material, tokenise
 
 MUTATED_SPECS, MUTATED_CHECKPOINTS = 5000, 2000
 MOST_SECONDS = 10

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runner.errors import SetupError
-from runner.lab import targets_of
-from runner.model import load_model, load_tokenizer, locate, quieten
-from runner.placement import unpack_4bit
+from runner.model_load import load_model, load_tokenizer, locate, quieten
+from runner.model_placement import unpack_4bit
+from runner.run_setup import targets_of
 from runner.spec import Model, Spec
-from runner.sweep import Sweep
+from runner.spec_sweep import Sweep
 
 CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]

@@ -14,7 +14,7 @@ from conftest import QUESTIONS
 from tiny import TEXT, tiny_tokenizer
 
 from runner.cli import main
-from runner.tokens import encode
+from runner.task_tokens import encode
 
 NEW_TOKENS = 12
 Run = Callable[..., int]

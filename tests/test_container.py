@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.container import filesystem_of, memory_limit, read_token
+from runner.env_container import filesystem_of, memory_limit, read_token
+from runner.env_gpu import explain
 from runner.errors import SetupError
-from runner.gpu import explain
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MOUNTS = """\
@@ -152,7 +152,7 @@ def test_the_driver_is_asked(tmp_path: Path) -> None:
     source = tmp_path / "driver.c"
     source.write_text("int cuDriverGetVersion(int *version) { *version = 12040; return 0; }\n")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", source], check=True)
-    program = "from runner.gpu import driver_version; print(driver_version())"
+    program = "from runner.env_gpu import driver_version; print(driver_version())"
     env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(12, 4)"

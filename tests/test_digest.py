@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runner import digest, noise
-from runner.digest import BLOCK, digest_of, fingerprint
+from runner import damage_digest, philox
+from runner.damage_digest import BLOCK, digest_of, fingerprint
 
 SIZE = 2 * BLOCK + 100  # two whole blocks and a tail
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8]
@@ -18,7 +18,7 @@ NUMPY_INTEGERS = {8: np.int64, 4: np.int32, 2: np.int16, 1: np.uint8}
 
 def weights(dtype: torch.dtype = torch.float32, size: int = SIZE) -> Tensor:
     """Fixed weights of any type: arbitrary bits, so NaN and infinity of many kinds are among them."""
-    drawn = noise.words(1, 2, 0, 2 * size).view(NUMPY_INTEGERS[dtype.itemsize])[:size].copy()
+    drawn = philox.words(1, 2, 0, 2 * size).view(NUMPY_INTEGERS[dtype.itemsize])[:size].copy()
     return torch.from_numpy(drawn).view(dtype)
 
 
@@ -31,7 +31,7 @@ def reference(tensor: Tensor) -> int:
     """The fingerprint as its definition says, in NumPy's unsigned 64-bit integers, which wrap silently."""
     size = tensor.element_size()
     bits = tensor.contiguous().view(INTEGERS[size]).numpy().reshape(-1).astype(np.int64).view(np.uint64)
-    coefficients = noise.words(0, 0, 0, 2 * BLOCK).view(np.uint64) | np.uint64(1)
+    coefficients = philox.words(0, 0, 0, 2 * BLOCK).view(np.uint64) | np.uint64(1)
     total = 0
     for number, first in enumerate(range(0, len(bits), BLOCK)):
         block = bits[first : first + BLOCK]
@@ -128,7 +128,7 @@ def test_the_digest_does_not_depend_on_how_much_is_summed_at_once(
     """The number of blocks per step is about memory only."""
     tensor = weights(size=5 * BLOCK + 7)
     expected = of(tensor)
-    monkeypatch.setattr(digest, "BLOCKS_AT_ONCE", at_once)
+    monkeypatch.setattr(damage_digest, "BLOCKS_AT_ONCE", at_once)
     assert of(tensor) == expected
 
 

@@ -8,11 +8,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from runner.damage import damage, keep_baseline, restore
+from runner.damage_methods import damage, keep_baseline, restore
 from runner.errors import SpecError
-from runner.families import FAMILIES
-from runner.groups import find_targets, is_tied
-from runner.selection import Selection
+from runner.spec_targets import Selection
+from runner.target_families import FAMILIES
+from runner.target_groups import find_targets, is_tied
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

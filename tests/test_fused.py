@@ -10,11 +10,11 @@ SCRIPT = """
 import torch
 import transformers
 from tiny import TEXT, build
-from runner.decoder import Decoder
-from runner.fused import FusedStep
-from runner.projections import join_projections
-from runner.question import Question, Shape
-from runner.sampling import Sampling
+from runner.decode_step import Decoder
+from runner.decode_fused import FusedStep
+from runner.decode_packing import join_projections
+from runner.decode_batch import Question, Shape
+from runner.decode_sampling import Sampling
 
 SHAPE = Shape(rows=3, prompt_length=30, new_tokens=6)
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
@@ -84,7 +84,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from runner import decode_kernels as kernels
+from runner import decode_fused_kernels as kernels
 
 number, whole = "*bf16", "*i64"
 cases = [

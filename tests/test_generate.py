@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from runner.engine import Engine, Name
-from runner.generate import Generator
-from runner.model import choose_device, end_tokens, load_model, load_tokenizer, locate
-from runner.projections import join_projections
-from runner.question import Answer, Question, Shape
-from runner.sampling import Sampling
+from runner.decode_batch import Answer, Question, Shape
+from runner.decode_engine import Engine, Name
+from runner.decode_packing import join_projections
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
+from runner.model_load import choose_device, end_tokens, load_model, load_tokenizer, locate
 from runner.spec import Model
-from runner.tokens import encode
+from runner.task_tokens import encode
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 SAMPLED = Sampling(do_sample=True, temperature=1.0, top_k=64, top_p=0.95)

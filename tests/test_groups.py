@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from runner.damage import damage, keep_baseline
+from runner.damage_methods import damage, keep_baseline
 from runner.errors import SpecError
-from runner.groups import find_targets, is_tied
-from runner.model import Source, build_on_meta, load_model
-from runner.selection import BUILT_IN, Selection
+from runner.model_load import Source, build_on_meta, load_model
+from runner.spec_targets import BUILT_IN, Selection
+from runner.target_groups import find_targets, is_tied
 
 GROUPS = sorted(BUILT_IN.keys() - {"reference_attn"})  # on a model of text and vision: those of the text decoder
 KINDS = {"llama": 3, "gemma3_text": 4, "gemma3": 4}  # layers

@@ -344,7 +344,7 @@ def test_a_name_that_no_file_can_have(study: Path, run: Command, capsys: pytest.
 
 def test_the_digest_of_a_model_is_of_all_its_weights(checkpoints: dict[str, Path]) -> None:
     """One bit of any parameter makes another model; how the class orders them does not."""
-    from runner.identity import model_digest
+    from runner.run_identity import model_digest
 
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints["llama"], dtype=torch.float32)
     found = {model_digest(model)}

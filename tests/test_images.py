@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
-from runner import images
+from runner import task_image
 from runner.errors import SpecError
-from runner.images import find_picture, load_picture, to_rgb
+from runner.task_image import find_picture, load_picture, to_rgb
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 Bytes = Callable[[], bytes]
@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Bytes, str]] = {
     "screen.gif": (lambda: b"GIF89a\xff\xff\xff\xff" + encoded(noise(), "GIF")[10:], "50,000,000 pixels"),
     "strips.tif": (tiff_of_many_strips, "memory"),
     "tile.tif": (tiff_of_a_huge_tile, "memory|is damaged"),
-    "scans.jpg": (jpeg_of_many_scans, f"takes more than {images.MOST_SECONDS} s"),
+    "scans.jpg": (jpeg_of_many_scans, f"takes more than {task_image.MOST_SECONDS} s"),
     "postscript.eps": (of_text(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is no picture"),
     "postscript.png": (lambda: encoded(noise(), "EPS"), "is no picture"),
     "document.pdf": (lambda: encoded(noise(), "PDF"), "is no picture"),
@@ -253,7 +253,7 @@ def test_a_refused_permission_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(SpecError, match="may not be read"):
-        images._decode(tmp_path / "private.png")
+        task_image._decode(tmp_path / "private.png")
 
 
 def grey16() -> Image.Image:
@@ -460,7 +460,7 @@ def test_pillow_is_left_as_it_was(tmp_path: Path) -> None:
 def test_pictures_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absolute path, beside the spec, beside the prompts of the study, among what ships: the first that is there."""
     specs, shipped = tmp_path / "specs", tmp_path / "shipped"
-    monkeypatch.setattr(images, "find_shipped", lambda kind: shipped / kind)
+    monkeypatch.setattr(task_image, "find_shipped", lambda kind: shipped / kind)
     places = [specs / "a.png", tmp_path / "prompts" / "images" / "a.png", shipped / "prompts" / "images" / "a.png"]
     for place in places:
         place.parent.mkdir(parents=True)
@@ -499,7 +499,7 @@ def test_hostile_files_stay_under_a_gigabyte_and_a_minute(tmp_path: Path) -> Non
 import contextlib, resource, sys
 from pathlib import Path
 from runner.errors import SpecError
-from runner.images import load_picture
+from runner.task_image import load_picture
 for path in Path(sys.argv[1]).iterdir():
     with contextlib.suppress(SpecError):
         load_picture(path)
@@ -508,7 +508,7 @@ print(sum(one.ru_maxrss for one in used) * 1024, sum(one.ru_utime + one.ru_stime
 """
     # Through a shell, because a process inherits the peak of the one that starts it, here pytest's.
     command = ["/bin/sh", "-c", '"$@" || exit 1', "sh", sys.executable, "-c", code, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(images.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(task_image.__file__).parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     peak, seconds = map(float, done.stdout.split())
     assert peak < 1e9

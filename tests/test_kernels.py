@@ -11,12 +11,12 @@ import contextlib
 import torch
 
 torch.cuda.device = lambda device: contextlib.nullcontext()  # the "GPU" of the interpreter is the CPU
-from runner import kernels
-from runner.wards import KernelWard
-from runner.damage import damage, keep_baseline
-from runner.digest import fingerprint
-from runner.evidence import sums_of
-from runner.target import Part, Target
+from runner import damage_kernels as kernels
+from runner.damage_backend import KernelWard
+from runner.damage_methods import damage, keep_baseline
+from runner.damage_digest import fingerprint
+from runner.damage_effect import sums_of
+from runner.target_tensor import Part, Target
 
 kernels.TILE = 64
 torch.manual_seed(0)
@@ -66,7 +66,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from runner import kernels
+from runner import damage_kernels as kernels
 
 types = {"tables": "*i64", "tensor_of_tile": "*i32", "bounds": "*fp64", "seed": "i32", "sigma": "fp32"}
 types |= {"last_ablated": "i64", "levels": "fp32"}

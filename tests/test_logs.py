@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from runner.cli_console import Meter, log_file
 from runner.errors import SetupError
-from runner.logs import Meter, log_file
-from runner.plan import Condition, Job
+from runner.run_plan import Condition, Job
 
 CONDITION = Condition(
     sweep="gauss", method="mult_gauss", group="mlp_only", level=0.5, level_index=1, repeat_index=0, seed=7

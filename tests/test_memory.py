@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from runner import experiment
+from runner import run as run_module
+from runner.decode_scheduler import Ended, Generator
 from runner.errors import SetupError
-from runner.generate import Ended, Generator
 from runner.spec import load_spec
 
 ROWS_THAT_FIT = 1
@@ -36,7 +36,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(study: Path) -> list[dict[str, Any]]:
     """Run one sweep of the study and read its records."""
     spec = load_spec(study / "specs" / "tiny.toml", ["run.n_rep=1"], ["gauss"])
-    experiment.run(spec, study / "specs", study / "results")
+    run.run(spec, study / "specs", study / "results")
     return [record for path in (study / "results").glob("*.json") for record in json.loads(path.read_text())]
 
 
@@ -51,7 +51,7 @@ def test_fewer_rows_after_an_overflow(study: Path) -> None:
 def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that had to use fewer rows goes on with them, so that its records fit those before."""
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "most_rows", lambda *_: 2)
+        patch.setattr(run_module, "most_rows", lambda *_: 2)
         run(study)
     path = next((study / "results").glob("*.json"))
     lines = path.read_text().splitlines()
@@ -74,7 +74,7 @@ def test_one_row_too_many_is_said(study: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_limit_of_the_process_is_its_memory() -> None:
     """What `ulimit -v` leaves is all there is, however large the machine."""
-    program = "import torch; from runner.vram import total_memory; print(total_memory(torch.device('cpu')))"
+    program = "import torch; from runner.model_memory import total_memory; print(total_memory(torch.device('cpu')))"
     limit = 64 * 2**30 // 1024
     command = ["bash", "-c", f'ulimit -v {limit}; exec {sys.executable} -c "{program}"']
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

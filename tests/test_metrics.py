@@ -8,12 +8,9 @@ import wordfreq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import coherence as coherence_module
-from runner.coherence import coherence, sentences_of
-from runner.content_units import UNITS
+from runner import metric_coherence as coherence_module
 from runner.errors import SetupError
-from runner.loops import LONGEST_PERIOD, find_loop, without_loop
-from runner.metrics import (
+from runner.metric import (
     METRICS,
     lemma,
     lexical_density,
@@ -26,8 +23,11 @@ from runner.metrics import (
     zipf,
     zipf_frequency,
 )
-from runner.prompt import Prompt
-from runner.thinking import without_thinking
+from runner.metric_coherence import coherence, sentences_of
+from runner.metric_content_units import UNITS
+from runner.metric_loops import LONGEST_PERIOD, find_loop, without_loop
+from runner.metric_thinking import without_thinking
+from runner.task_prompts import Prompt
 
 ORDINARY = (
     "Last night I dreamed that I was walking along a beach. The sea was calm, and the sand was warm under my feet. Far "

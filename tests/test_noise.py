@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from runner import noise
+from runner import philox
 
-SEED, STREAM = 2026, noise.stream_of("damage", "layers.3.self_attn.v_proj.weight")
+SEED, STREAM = 2026, philox.stream_of("damage", "layers.3.self_attn.v_proj.weight")
 SAMPLES = 4_000_000
 DIGITS_OF_PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 # Where the quarters of the circle meet, and where float32 runs out of digits for the logarithm.
@@ -49,7 +49,7 @@ def correlation_in_errors(left: Doubles, right: Doubles) -> float:
 @pytest.fixture(scope="module")
 def sample() -> Doubles:
     """Four million normals of one stream."""
-    return noise.normals(SEED, STREAM, 0, SAMPLES).astype(np.float64)
+    return philox.normals(SEED, STREAM, 0, SAMPLES).astype(np.float64)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_philox_gives_the_known_answers(
 ) -> None:
     """The three test vectors that Random123 publishes for Philox 4x32-10 come out."""
     c0, c1, c2, c3 = (np.array([word], dtype=np.uint64) for word in counter)
-    found = tuple(int(word[0]) for word in noise.philox((c0, c1, c2, c3), key[0] | key[1] << 32))
+    found = tuple(int(word[0]) for word in philox.philox((c0, c1, c2, c3), key[0] | key[1] << 32))
     assert found == expected, [hex(word) for word in found]
 
 
@@ -75,20 +75,20 @@ def test_a_stream_is_philox_of_its_block_numbers() -> None:
     block = 5 * 2**32 + 9
     counter = (9, 5, STREAM & 0xFFFFFFFF, STREAM >> 32)
     c0, c1, c2, c3 = (np.array([word], dtype=np.uint64) for word in counter)
-    expected = [int(word[0]) for word in noise.philox((c0, c1, c2, c3), SEED)]
-    assert noise.words(SEED, STREAM, 4 * block, 4).tolist() == expected
+    expected = [int(word[0]) for word in philox.philox((c0, c1, c2, c3), SEED)]
+    assert philox.words(SEED, STREAM, 4 * block, 4).tolist() == expected
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     start=st.integers(0, 2**60).map(lambda block: 4 * block),
-    count=st.integers(0, 2 * noise.CHUNK + 7),
+    count=st.integers(0, 2 * philox.CHUNK + 7),
     part=st.floats(0, 1),
 )
 def test_numbers_do_not_depend_on_how_a_range_is_cut(start: int, count: int, part: float) -> None:
     """A range in two parts of any size is the range in one, so that neither chunks nor blocks of weights show."""
     cut = 4 * int(part * count / 4)
-    for draw in (noise.words, noise.normals):
+    for draw in (philox.words, philox.normals):
         whole = draw(SEED, STREAM, start, count)
         parts = [draw(SEED, STREAM, start, cut), draw(SEED, STREAM, start + cut, count - cut)]
         assert np.array_equal(whole, np.concatenate(parts)), (draw.__name__, start, count, cut)
@@ -98,13 +98,13 @@ def test_numbers_do_not_depend_on_how_a_range_is_cut(start: int, count: int, par
 def test_a_range_that_starts_inside_a_block_is_refused(first: int) -> None:
     """A start that is no multiple of four is an error, never silently another number."""
     with pytest.raises(ValueError, match=f"first = {first} is not a multiple of 4"):
-        noise.normals(SEED, STREAM, first, 4)
+        philox.normals(SEED, STREAM, first, 4)
 
 
 def test_normals_are_box_muller_of_the_words() -> None:
     """The float32 polynomials stay within 1e-6 of float64, and float32 uniforms within 2.5e-4 of exact ones."""
-    words = noise.words(SEED, STREAM, 0, 1_000_000)
-    found = noise.normals(SEED, STREAM, 0, 1_000_000).astype(np.float64)
+    words = philox.words(SEED, STREAM, 0, 1_000_000)
+    found = philox.normals(SEED, STREAM, 0, 1_000_000).astype(np.float64)
     polynomials = np.abs(found - box_muller(words, single_uniform(words))).max()
     uniforms = np.abs(found - box_muller(words, exact_uniform(words))).max()
     assert polynomials < 1e-6, polynomials
@@ -114,7 +114,7 @@ def test_normals_are_box_muller_of_the_words() -> None:
 def test_edge_words_give_finite_and_right_normals() -> None:
     """Every pair of extreme words, log(0) and the seams of the quarters among them, gives what float64 gives."""
     words = np.array(list(itertools.product(EDGE_WORDS, repeat=2)), dtype=np.uint32).reshape(-1)
-    found = noise.normals_of(words)
+    found = philox.normals_of(words)
     assert np.isfinite(found).all(), found
     error = np.abs(found - box_muller(words, single_uniform(words)))
     assert error.max() < 1e-6, (words[error.argmax()], error.max())
@@ -123,7 +123,7 @@ def test_edge_words_give_finite_and_right_normals() -> None:
 
 def test_words_are_uniform() -> None:
     """The 256 values of the highest and the lowest byte, and each bit, are equally frequent."""
-    words = noise.words(SEED, STREAM, 0, SAMPLES)
+    words = philox.words(SEED, STREAM, 0, SAMPLES)
     for shift in (24, 0):
         counts = np.bincount(words >> np.uint32(shift) & np.uint32(0xFF), minlength=256)
         assert stats.chisquare(counts).pvalue > 1e-3, (shift, counts.min(), counts.max())
@@ -171,7 +171,7 @@ def test_streams_and_adjacent_seeds_are_uncorrelated() -> None:
     """Neither two tensors of one repeat nor the same tensor in adjacent repeats share anything."""
     names = [f"layers.{i}.self_attn.v_proj.weight" for i in range(3)]
     draws = {
-        (seed, name): noise.normals(seed, noise.stream_of("damage", name), 0, 500_000).astype(np.float64)
+        (seed, name): philox.normals(seed, philox.stream_of("damage", name), 0, 500_000).astype(np.float64)
         for seed in (42, 43, 44, 42 + 2**32)
         for name in names
     }
@@ -183,14 +183,14 @@ def test_streams_and_adjacent_seeds_are_uncorrelated() -> None:
 def test_streams_are_told_apart_by_purpose_and_name() -> None:
     """A stream's number is the same in every process and differs by purpose, name and where one ends."""
     pairs = [("damage", "a"), ("sampling", "a"), ("damage", "b"), ("damagea", ""), ("", "damagea")]
-    streams = [noise.stream_of(*pair) for pair in pairs]
+    streams = [philox.stream_of(*pair) for pair in pairs]
     assert len(set(streams)) == len(pairs), streams
-    assert noise.stream_of("damage", "embed_tokens.weight") == STREAM_PIN
+    assert philox.stream_of("damage", "embed_tokens.weight") == STREAM_PIN
 
 
 def test_no_bit_has_changed_since_the_first_release() -> None:
     """100,003 words and normals of one stream are pinned: results that are published can be made again."""
-    words, normals = noise.words(42, 2**63 + 5, 2**34, 100_003), noise.normals(42, 2**63 + 5, 2**34, 100_003)
+    words, normals = philox.words(42, 2**63 + 5, 2**34, 100_003), philox.normals(42, 2**63 + 5, 2**34, 100_003)
     assert words.dtype == np.uint32
     assert normals.dtype == np.float32
     assert hashlib.sha256(words.astype("<u4").tobytes()).hexdigest() == WORDS_PIN

@@ -8,17 +8,17 @@ import bitsandbytes
 import pytest
 import torch
 
-from runner.damage import damage, keep_baseline
-from runner.digest import digest_of
-from runner.generate import Generator
-from runner.lab import targets_of
-from runner.model import load_model, locate
-from runner.placement import unpack_4bit
-from runner.question import Answer, Question, Shape
-from runner.sampling import Sampling
+from runner.damage_digest import digest_of
+from runner.damage_methods import damage, keep_baseline
+from runner.decode_batch import Answer, Question, Shape
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
+from runner.model_load import load_model, locate
+from runner.model_placement import unpack_4bit
+from runner.run_setup import targets_of
 from runner.spec import Model, Spec
-from runner.sweep import Sweep
-from runner.target import Target
+from runner.spec_sweep import Sweep
+from runner.target_tensor import Target
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, torch.device("cuda", 0)] if torch.cuda.is_available() else [CPU]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.plan import Condition, Job, Key, conditions_of, jobs_of, most_questions, number_prompts, visits_of
-from runner.prompt import Prompt
+from runner.run_plan import Condition, Job, Key, conditions_of, jobs_of, most_questions, number_prompts, visits_of
 from runner.spec import Model, Run, Spec, find_spec, load_spec
-from runner.sweep import Sweep
+from runner.spec_sweep import Sweep
+from runner.task_prompts import Prompt
 
 PROMPTS = tuple(Prompt(text) for text in ("Who?", "Where?", "Why?"))
 

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from runner.env_provenance import PACKAGES, prompts_digest, versions
 from runner.errors import DegradeError, SpecError
-from runner.guard import check_model, check_settings, past_of
-from runner.plan import conditions_of
-from runner.prompt import Prompt
-from runner.provenance import PACKAGES, prompts_digest, versions
-from runner.record import experiment_id, guarded_settings, make_record
-from runner.results import key_of, open_results
-from runner.sidecar import Sidecar, read_sidecar, sidecar_path
+from runner.results_guard import check_model, check_settings, past_of
+from runner.results_open import key_of, open_results
+from runner.results_record import experiment_id, guarded_settings, make_record
+from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
+from runner.run_plan import conditions_of
 from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
-from runner.sweep import Sweep
+from runner.spec_sweep import Sweep
+from runner.task_prompts import Prompt
 
 # Of the design's table of fields: what the spec and the condition decide, and what only the run knows.
 DECIDED = {

@@ -8,12 +8,12 @@ import torch
 import transformers
 from test_families import CASES, TOKENS
 
-from runner import decoder
+from runner import decode_step
+from runner.decode_batch import Question, Shape
+from runner.decode_reference import STEPS
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
 from runner.errors import SetupError
-from runner.generate import Generator
-from runner.question import Question, Shape
-from runner.reference import STEPS
-from runner.sampling import Sampling
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 WINDOW = 8  # shorter than a prompt and its answer
@@ -77,20 +77,20 @@ def test_greedy_equals_generate_in_every_family(case: str, attention: str) -> No
 def boolean_masks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager attention adds its mask to the scores: true and false are then 1 and 0."""
     del model
-    monkeypatch.setattr(decoder, "as_attention_takes", lambda masks, *_: masks)
+    monkeypatch.setattr(decode_step, "as_attention_takes", lambda masks, *_: masks)
 
 
 def wrong_window(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A window that is one token longer than the model's."""
     del model
-    right = decoder.attention_masks
+    right = decode_step.attention_masks
 
     def wrong(config: Any, *rest: Any) -> Any:
         other = type(config)(**config.to_dict())
         other.sliding_window = WINDOW + 1
         return right(other, *rest)
 
-    monkeypatch.setattr(decoder, "attention_masks", wrong)
+    monkeypatch.setattr(decode_step, "attention_masks", wrong)
 
 
 def wrong_rope_base(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,12 +112,12 @@ def wrong_rope_base(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def wrong_padding(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows whose padding is read by what follows it."""
     del model
-    right = decoder.attention_masks
+    right = decode_step.attention_masks
 
     def wrong(config: Any, first: Any, *rest: Any) -> Any:
         return right(config, first * 0, *rest)
 
-    monkeypatch.setattr(decoder, "attention_masks", wrong)
+    monkeypatch.setattr(decode_step, "attention_masks", wrong)
 
 
 def wrong_position(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

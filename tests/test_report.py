@@ -259,7 +259,7 @@ def test_nothing_beside_a_results_file_is_executed(tmp_path: Path) -> None:
     file.with_suffix(".toml").write_text('name = "planted"\nprompts = "mine"\n[model]\nid = "a/model"\n')
     module = (
         "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
-        "from runner.prompt import Prompt\nPROMPTS = [Prompt('Who?', 'x', 'me')]\n"
+        "from runner.task_prompts import Prompt\nPROMPTS = [Prompt('Who?', 'x', 'me')]\n"
     )
     for folder in (tmp_path / "prompts", tmp_path / "results" / "prompts", tmp_path / "results"):
         folder.mkdir(exist_ok=True)
@@ -401,8 +401,8 @@ def test_the_older_format_is_read(tmp_path: Path) -> None:
 
 def test_scores_under_the_intact_model(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     """`--score` loads the model that the sidecar names, and gives what the model gives each text."""
-    from runner.model import load_model, load_tokenizer, locate
-    from runner.perplexity import perplexity
+    from runner.model_likelihood import perplexity
+    from runner.model_load import load_model, load_tokenizer, locate
     from runner.spec import Model
 
     file = write(tmp_path / "outputs_x.json", [planted(level, 0, 1) for level in (0.0, 0.1)])

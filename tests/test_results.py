@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import SetupError
-from runner.results import key_of, open_results, read_records, results_path
+from runner.results_open import key_of, open_results, read_records, results_path
 
 Records = list[dict[str, Any]]
 
@@ -180,7 +180,7 @@ def test_an_older_layout_is_continued_and_kept(path: Path, indent: int | None) -
     assert kept.read_bytes() == older
 
 
-OPEN = "import pathlib, runner.results, sys; runner.results.open_results(pathlib.Path(sys.argv[1]))"
+OPEN = "import pathlib, runner.results_open, sys; runner.results_open.open_results(pathlib.Path(sys.argv[1]))"
 
 
 def test_a_second_opener_is_refused(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from runner.errors import SetupError
-from runner.results import open_results, read_records
+from runner.results_open import open_results, read_records
 
 Records = list[dict[str, Any]]
 

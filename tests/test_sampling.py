@@ -15,12 +15,12 @@ from scipy import stats
 from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from runner import groups, noise, vram
+from runner import model_memory, philox, target_groups
+from runner.decode_sampling import Sampling, _first_word, gumbel, next_tokens, row_streams, set_all_seeds
 from runner.errors import SetupError
-from runner.model import Source, load_model
-from runner.perplexity import perplexity
-from runner.sampling import Sampling, _first_word, gumbel, next_tokens, row_streams, set_all_seeds
-from runner.selection import Selection
+from runner.model_likelihood import perplexity
+from runner.model_load import Source, load_model
+from runner.spec_targets import Selection
 
 CPU = torch.device("cpu")
 SEEDS_BEYOND_32_BITS = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 1, 2**63, 2**64 - 1]
@@ -66,10 +66,10 @@ def test_the_noise_is_philox() -> None:
     for step in (0, 1, 349, 2**32 - 1):
         found = _first_word(token_ids, torch.tensor(step), row_streams(SEEDS_BEYOND_32_BITS, texts, CPU))
         for row, (seed, text) in enumerate(zip(SEEDS_BEYOND_32_BITS, texts, strict=True)):
-            stream = noise.stream_of("sampling", text)
+            stream = philox.stream_of("sampling", text)
             constants = [np.full(6, word, dtype=np.uint64) for word in (step, stream & 0xFFFFFFFF, stream >> 32)]
             c0 = token_ids[row].numpy().astype(np.uint64)
-            expected = noise.philox((c0, constants[0], constants[1], constants[2]), seed)[0]
+            expected = philox.philox((c0, constants[0], constants[1], constants[2]), seed)[0]
             assert found[row].tolist() == expected.tolist(), (seed, text, step)
 
 
@@ -204,9 +204,9 @@ def test_much_memory_in_use_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Above 90 % the run says so and pauses."""
-    monkeypatch.setattr(vram, "PAUSE_SECONDS", 0)
-    with caplog.at_level(logging.WARNING, logger="runner.vram"):
-        vram.check(used)
+    monkeypatch.setattr(model_memory, "PAUSE_SECONDS", 0)
+    with caplog.at_level(logging.WARNING, logger="runner.model_memory"):
+        model_memory.check(used)
     assert ("of the GPU's memory is used" in caplog.text) is warned, caplog.text
 
 
@@ -218,46 +218,50 @@ def test_reduced_rows_grow_while_little_memory_is_in_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Below 40 % a reduced batch may grow, up to the most that is wanted; on the CPU nothing was ever reduced."""
-    monkeypatch.setattr(vram, "total_memory", lambda _: 100)
+    monkeypatch.setattr(model_memory, "total_memory", lambda _: 100)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: used)
-    assert vram.may_grow(torch.device("cuda"), rows, 40) is grows
-    assert not vram.may_grow(CPU, rows, 40)
+    assert model_memory.may_grow(torch.device("cuda"), rows, 40) is grows
+    assert not model_memory.may_grow(CPU, rows, 40)
 
 
 def test_automatic_rows_fill_what_is_free(model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows for which cache and logits fit beside weights and baseline, one at least, 512 at most."""
-    found = [groups.find_targets(model, Selection(group="mlp_only"))]
-    one = vram.estimate(model, found, 1, 100, 4)
+    found = [target_groups.find_targets(model, Selection(group="mlp_only"))]
+    one = model_memory.estimate(model, found, 1, 100, 4)
     for rows in (3, 100):
         total = (one.weights + one.baseline + (rows + 0.5) * (one.cache + one.logits) / 0.8) / 0.9
-        monkeypatch.setattr(vram, "total_memory", lambda _, total=total: total)
-        assert vram.rows_that_fit(model, found, 100, CPU) == rows
-    monkeypatch.setattr(vram, "total_memory", lambda _: 1)
-    assert vram.rows_that_fit(model, found, 100, CPU) == 1
-    monkeypatch.setattr(vram, "total_memory", lambda _: 2**50)
-    assert vram.rows_that_fit(model, found, 100, CPU) == 512
+        monkeypatch.setattr(model_memory, "total_memory", lambda _, total=total: total)
+        assert model_memory.rows_that_fit(model, found, 100, CPU) == rows
+    monkeypatch.setattr(model_memory, "total_memory", lambda _: 1)
+    assert model_memory.rows_that_fit(model, found, 100, CPU) == 1
+    monkeypatch.setattr(model_memory, "total_memory", lambda _: 2**50)
+    assert model_memory.rows_that_fit(model, found, 100, CPU) == 512
 
 
 def test_memory_that_runs_out_halves_the_rows_or_stops_the_run(caplog: pytest.LogCaptureFixture) -> None:
     """Beyond 95 % the run stops with advice; out of memory means half the rows, and one row cannot be halved."""
     with pytest.raises(SetupError, match=r"96% of the GPU's memory is used\. Set a smaller generation\.max_batch_size"):
-        vram.check(0.96)
-    with caplog.at_level(logging.WARNING, logger="runner.vram"):
-        assert [vram.rows_after_overflow(rows) for rows in (40, 3, 2)] == [20, 1, 1]
+        model_memory.check(0.96)
+    with caplog.at_level(logging.WARNING, logger="runner.model_memory"):
+        assert [model_memory.rows_after_overflow(rows) for rows in (40, 3, 2)] == [20, 1, 1]
     assert "out of memory with 40 rows: going on with 20" in caplog.text
     with pytest.raises(SetupError, match="out of memory with one row"):
-        vram.rows_after_overflow(1)
-    assert vram.used_fraction(CPU) is None
+        model_memory.rows_after_overflow(1)
+    assert model_memory.used_fraction(CPU) is None
 
 
 def test_the_estimate_counts_the_tiny_model(model: transformers.PreTrainedModel) -> None:
     """Weights, largest group, cache and logits of the tiny Llama, counted by hand from its configuration."""
     attention, mlp, embedding = 64 * 128 * 2 + 64 * 64 * 2, 3 * 64 * 128, 320 * 64
     weights = 3 * (attention + mlp + 2 * 64) + 2 * embedding + 64  # norms: two a layer and the last
-    found = [groups.find_targets(model, Selection(group=name)) for name in ("attn_only", "mlp_only", "embed_only")]
-    estimate = vram.estimate(model, found, rows=5, length=100, element_size=2)
+    found = [
+        target_groups.find_targets(model, Selection(group=name)) for name in ("attn_only", "mlp_only", "embed_only")
+    ]
+    estimate = model_memory.estimate(model, found, rows=5, length=100, element_size=2)
     cache = 2 * 3 * 2 * 32 * 5 * 100 * 2  # keys and values, layers, heads, head size, rows, length, bytes
-    expected = vram.Estimate(weights=2 * weights, baseline=2 * 3 * mlp, cache=cache, logits=5 * 320 * (2 + 4 + 4))
+    expected = model_memory.Estimate(
+        weights=2 * weights, baseline=2 * 3 * mlp, cache=cache, logits=5 * 320 * (2 + 4 + 4)
+    )
     assert estimate == expected
     assert estimate.total == 2 * weights + 2 * 3 * mlp + cache + 5 * 320 * 10
-    assert vram.estimate(model, [], rows=5, length=100, element_size=2).baseline == 0
+    assert model_memory.estimate(model, [], rows=5, length=100, element_size=2).baseline == 0

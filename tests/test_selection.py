@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers
 
-from runner.damage import damage, keep_baseline, restore
+from runner.damage_methods import damage, keep_baseline, restore
 from runner.errors import SpecError
-from runner.groups import find_targets, is_tied, untie
-from runner.model import build_on_meta
-from runner.selection import Group, Selection
+from runner.model_load import build_on_meta
 from runner.spec import dump_toml, load_spec, to_tables
+from runner.spec_targets import Group, Selection
+from runner.target_groups import find_targets, is_tied, untie
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GROUPED = TOKENS | {

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import SpecError
-from runner.prompt import check_files
-from runner.selection import BUILT_IN, Group
 from runner.spec import Generation, Image, Model, Perplexity, Run, Spec, dump_toml, find_spec, load_spec, to_tables
-from runner.sweep import Sweep
+from runner.spec_sweep import Sweep
+from runner.spec_targets import BUILT_IN, Group
+from runner.task_prompts import check_files
 
 SWEEP = '{name = "gauss", method = "mult_gauss", group = "attn_only", levels = [0.0, 0.5]}'
 VALID = f"""

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from polars.testing import assert_frame_equal
 from scipy.stats import permutation_test, spearmanr
 
-from runner.effects import (
+from runner.report_effects import (
     Sample,
     cohens_d,
     effect_interval,
@@ -21,7 +21,7 @@ from runner.effects import (
     threshold,
     threshold_interval,
 )
-from runner.statistics import rank, summarise
+from runner.report_statistics import rank, summarise
 
 NUMBERS = st.integers(-1000, 1000).map(float)  # whole, so that shifting them is exact
 CLUSTERS = st.lists(st.lists(NUMBERS, min_size=2, max_size=10), min_size=2, max_size=6)

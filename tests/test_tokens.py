@@ -11,11 +11,11 @@ from PIL import Image
 from tiny import TEXT, VOCABULARY, tiny_tokenizer
 
 from runner.errors import DegradeError, SetupError, SpecError
-from runner.images import Picture
-from runner.prompt import Prompt
 from runner.spec import Generation, Model, Perplexity, Run, Spec
-from runner.sweep import Sweep
-from runner.tokens import Material, Tokens, encode, tokenise
+from runner.spec_sweep import Sweep
+from runner.task_image import Picture
+from runner.task_prompts import Prompt
+from runner.task_tokens import Material, Tokens, encode, tokenise
 
 QUESTION = "Who are you?"
 SWEEP = Sweep(name="a", method="ablation", group="attn_only", levels=(0.0,))

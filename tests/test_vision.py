@@ -12,16 +12,16 @@ import transformers
 from PIL import Image, ImageDraw
 from tiny import BYTES, PICTURE_TOKENS, TEXT, VISION, build, tiny_processor, tiny_tokenizer
 
-from runner.engine import Engine
+from runner.decode_batch import Question, Shape, View
+from runner.decode_engine import Engine
+from runner.decode_packing import join_projections
+from runner.decode_reference import STEPS
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
 from runner.errors import SetupError
-from runner.generate import Generator
-from runner.groups import find_targets
-from runner.projections import join_projections
-from runner.question import Question, Shape, View
-from runner.reference import STEPS
-from runner.sampling import Sampling
-from runner.selection import Group, Selection
-from runner.vision import Sight, damages_sight, encode_with_picture, sight_of
+from runner.model_vision import Sight, damages_sight, encode_with_picture, sight_of
+from runner.spec_targets import Group, Selection
+from runner.target_groups import find_targets
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 TEXTS = ("Who?", "What is happening in this picture, and to whom?", "Why")

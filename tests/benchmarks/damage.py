@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from runner.damage import damage, keep_baseline, restore
-from runner.sweep import Method
-from runner.target import Target
-from runner.wards import KernelWard
+from runner.damage_backend import KernelWard
+from runner.damage_methods import damage, keep_baseline, restore
+from runner.spec_sweep import Method
+from runner.target_tensor import Target
 
 LAYERS, HIDDEN, INTERMEDIATE, KEYS, VOCABULARY = 34, 2560, 10240, 1024, 262_208
 SHAPES = {

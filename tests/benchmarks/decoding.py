@@ -22,15 +22,15 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from runner import experiment
-from runner.generate import Generator
-from runner.model import load_model, locate
-from runner.projections import join_projections
-from runner.question import Question, Shape, View
-from runner.sampling import Sampling
+from runner import run
+from runner.decode_batch import Question, Shape, View
+from runner.decode_packing import join_projections
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
+from runner.model_load import load_model, locate
+from runner.model_vision import Sight
 from runner.spec import Generation, Model, Run, Spec
-from runner.sweep import Sweep
-from runner.vision import Sight
+from runner.spec_sweep import Sweep
 from tests.tiny import tiny_tokenizer
 
 Number = dict[str, Any]
@@ -253,7 +253,7 @@ def whole_conditions(model: Any, rows: int) -> Number:
         )  # fmt: skip
         marks: list[float] = []
         make_visit, profiler = (
-            experiment.damage,
+            run.damage,
             torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]),
         )
 
@@ -266,11 +266,11 @@ def whole_conditions(model: Any, rows: int) -> Number:
                 profiler.stop()
             return make_visit(*arguments)
 
-        experiment.damage = damage
+        run.damage = damage
         try:
-            experiment.run(spec, folder / "specs", folder / "results")
+            run.run(spec, folder / "specs", folder / "results")
         finally:
-            experiment.damage = make_visit
+            run.damage = make_visit
         records = [record for path in (folder / "results").glob("*.json") for record in json.loads(path.read_text())]
         reference = reference_condition(model, rows, folder)
         mine = min(later - earlier for earlier, later in itertools.pairwise(marks[1:4]))

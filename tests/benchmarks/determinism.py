@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from runner.engine import Engine, Name
-from runner.generate import Generator
-from runner.projections import join_projections
-from runner.question import Answer, Question, Shape
+from runner.decode_batch import Answer, Question, Shape
+from runner.decode_engine import Engine, Name
+from runner.decode_packing import join_projections
+from runner.decode_scheduler import Generator
 from tests.benchmarks.decoding import SAMPLED, gemma
 
 ROWS, RUNS = 38, 2

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner.results import open_results
+from runner.results_open import open_results
 
 APPENDS = 50
 

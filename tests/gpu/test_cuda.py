@@ -10,14 +10,14 @@ import accelerate
 import pytest
 import torch
 
-from runner.generate import Generator
-from runner.lab import targets_of
-from runner.model import load_model, locate
-from runner.patient import Patient
-from runner.question import Question, Shape
-from runner.sampling import Sampling
+from runner.damage_model import Patient
+from runner.decode_batch import Question, Shape
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
+from runner.model_load import load_model, locate
+from runner.run_setup import targets_of
 from runner.spec import Model, Spec
-from runner.sweep import Sweep
+from runner.spec_sweep import Sweep
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import transformers
 
-from runner.decoder import Decoder
-from runner.engine import Engine, Name
-from runner.generate import Generator
-from runner.projections import join_projections
-from runner.question import Question, Shape
-from runner.sampling import Sampling
+from runner.decode_batch import Question, Shape
+from runner.decode_engine import Engine, Name
+from runner.decode_packing import join_projections
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
+from runner.decode_step import Decoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -60,7 +60,7 @@ def kind(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda dtype: str(dtype)[6:])
 def test_every_step_agrees(kind: str, dtype: torch.dtype, rows: int) -> None:
     """Over 70 steps, past the window, each step from one state gives the same tokens and logits both ways."""
-    from runner.fused import FusedStep
+    from runner.decode_fused import FusedStep
 
     shape = Shape(rows=rows, prompt_length=30, new_tokens=80)
     sampling = Sampling(do_sample=True, temperature=0.8, top_k=64, top_p=0.9)

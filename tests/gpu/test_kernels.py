@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from runner.damage import damage, keep_baseline, restore
-from runner.digest import fingerprint
-from runner.evidence import sums_of
-from runner.sweep import Method
-from runner.target import Part, Target
+from runner.damage_digest import fingerprint
+from runner.damage_effect import sums_of
+from runner.damage_methods import damage, keep_baseline, restore
+from runner.spec_sweep import Method
+from runner.target_tensor import Part, Target
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -45,7 +45,7 @@ def group(dtype: torch.dtype) -> list[Target]:
 @pytest.mark.parametrize(("dtype", "condition"), itertools.product(DTYPES, CONDITIONS), ids=str)
 def test_kernels_equal_the_cpu(dtype: torch.dtype, condition: tuple[Method, float], pinned: bool) -> None:  # noqa: FBT001 - a parameter
     """Every bit, every fingerprint and every count is that of NumPy and PyTorch on the CPU."""
-    from runner.wards import KernelWard
+    from runner.damage_backend import KernelWard
 
     method, level = condition
     on_gpu = group(dtype)
@@ -80,15 +80,15 @@ def test_the_plain_path_on_cuda_equals_the_cpu(condition: tuple[Method, float]) 
 
 def test_more_than_two_to_the_31_weights() -> None:
     """Behind index 2**31 the numbers go on as the counter says: compared where the counter's upper word is in use."""
-    from runner.wards import KernelWard
+    from runner.damage_backend import KernelWard
 
     count = 2**31 + 4096
     weight = torch.ones(count, dtype=torch.bfloat16, device="cuda")
     ward = KernelWard([Target("large", weight)], keep_baseline([Target("large", weight)]))
     ward.damage("mult_gauss", 0.5, 9)
-    from runner import noise
-    from runner.damage import multiply_gauss
+    from runner import philox
+    from runner.damage_methods import multiply_gauss
 
     first = 2**31 - 4096
-    z = torch.from_numpy(noise.normals(9, noise.stream_of("damage", "large"), first, count - first))
+    z = torch.from_numpy(philox.normals(9, philox.stream_of("damage", "large"), first, count - first))
     assert torch.equal(weight[first:].cpu(), multiply_gauss(torch.ones(count - first), z, 0.5).bfloat16())

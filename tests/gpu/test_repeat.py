@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers
 
-from runner.attention import repeat_on_cuda
-from runner.engine import Engine, Name
-from runner.generate import Generator
-from runner.projections import join_projections
-from runner.question import Answer, Question, Shape
-from runner.sampling import Sampling
+from runner.decode_batch import Answer, Question, Shape
+from runner.decode_engine import Engine, Name
+from runner.decode_packing import join_projections
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import Generator
+from runner.model_attention import repeat_on_cuda
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

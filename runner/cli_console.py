@@ -1,0 +1,120 @@
+"""Console and log file, progress, and nothing secret in any of them."""
+
+import io
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from runner.env_files import dated
+from runner.env_secrets import redact
+from runner.errors import SetupError
+from runner.results_layout import Record
+from runner.run_plan import Condition, Job
+
+logger = logging.getLogger(__name__)
+# Names of groups and folders hold brackets and colons: no markup, no emoji.
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+output = Console(highlight=False, markup=False, emoji=False)
+SHOWN_CHARACTERS = 160
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def set_up(level: str) -> None:
+    """Log to the console from `level` on; libraries from WARNING on. What the terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="%H:%M:%S"
+        )
+        handler.setFormatter(_Redacting("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setLevel(level)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel("WARNING")
+    logging.getLogger("runner").setLevel("DEBUG")
+
+
+@contextmanager
+def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
+    """Log everything to `<experiment_id>_<timestamp>.log` as well, in UTF-8."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = dated(folder / (re.sub(r"[^\w.-]+", "_", experiment_id) + ".log"))
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise SetupError(f"{folder}: no log can be written there: {error.strerror}") from None
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+class Meter:
+    """Progress of a run: what was said, records, tokens per second, time left; plain lines when not on a terminal."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        """`jobs` is all there is to do."""
+        self.left = {job.condition: len(job.prompt_indices) for job in jobs}
+        self.records = sum(self.left.values())
+        self.done = self.tokens = 0
+        self.generating = 0.0
+        self.started = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("records", total=self.records, speed="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def batch_done(self, conditions: Sequence[Condition], records: Sequence[Record], seconds: float) -> None:
+        """Count records that are done, with the condition of each, and show the first thing that the model said."""
+        self.done += len(records)
+        for condition in conditions:
+            self.left[condition] -= 1
+        self.tokens += sum(record["tokens"] for record in records)
+        self.generating += seconds
+        elapsed = time.monotonic() - self.started
+        left = timedelta(seconds=round(elapsed / self.done * (self.records - self.done)))
+        speed = f"{self.tokens / self.generating:.0f} tokens/s, {left} left"
+        finished = f"{list(self.left.values()).count(0)} of {len(self.left)} conditions"
+        self.bar.update(self.task, completed=self.done, speed=speed, description=f"{finished}, records")
+        # A damaged model may utter anything, the control codes of a terminal included.
+        printable = "".join(char if char.isprintable() else " " for char in records[0]["output"])
+        said = " ".join(printable.split())[:SHOWN_CHARACTERS]
+        logger.info("%s | %s", conditions[0], said)
+        if not console.is_terminal:
+            logger.info("%s, %d of %d records, %s", finished, self.done, self.records, speed)

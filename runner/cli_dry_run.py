@@ -1,0 +1,133 @@
+"""What `--dry-run` prints: plan, matched tensors, memory; from the configuration alone, no weights loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from runner import model_memory
+from runner.decode_batch import Shape
+from runner.errors import SetupError
+from runner.model_checkpoint import check_quantisation
+from runner.model_files import build_on_meta
+from runner.model_load import choose_device, load_config, locate
+from runner.results_guard import Past, past_of
+from runner.results_open import key_of, read_records, results_path
+from runner.results_sidecar import read_sidecar
+from runner.run_plan import Job, Key, conditions_of, jobs_of
+from runner.run_resume import check_asked, check_past_settings, not_made_again, static_shape
+from runner.spec import Spec
+from runner.target_groups import find_targets, is_tied, untie_where_asked
+from runner.target_tensor import Target
+from runner.task_tokens import Material, check, tokenise
+
+TENSORS_SHOWN = 3
+
+
+def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, force: bool = False) -> None:
+    """Print what a run would do.
+
+    Raises:
+        SpecError, SetupError: as the run itself would.
+    """
+    material = check(spec, spec_folder)
+    pasts, finished = _look_back(spec, material, results, force=force)
+    jobs = jobs_of(conditions_of(spec), material.prompts, finished)
+    console.print(_plan_table(spec, jobs, len(material.prompts)))
+    console.print(f"records to do: {sum(len(job.prompt_indices) for job in jobs)}, finished: {len(finished)}")
+    for past in pasts:
+        console.print(f"results file: {past.path}", soft_wrap=True)
+
+    device, source = choose_device(spec.model.device, gpu_expected=False), locate(spec.model)
+    config = load_config(source)
+    check_quantisation(config, load_4bit=spec.model.load_4bit)
+    model = build_on_meta(config)
+    groups = _print_groups(spec, model, console)
+
+    tokens = tokenise(spec, material)
+    for past in pasts if not force else ():
+        check_asked(past, spec, material, tokens)
+    shape = _print_shapes(spec, tokens.ids, pasts, console)
+    need = model_memory.estimate(model, groups, shape.rows, shape.length, getattr(torch, spec.model.dtype).itemsize)
+    _print_memory(spec, need, device, console)
+
+
+def _look_back(spec: Spec, material: Material, results: Path, *, force: bool) -> tuple[list[Past], set[Key]]:
+    """What the results files say, and which of their records stay."""
+    pasts, finished = list[Past](), set[Key]()
+    for method in dict.fromkeys(sweep.method for sweep in spec.sweeps):
+        path = results_path(results, method, spec.model.id, spec.suffix)
+        records = read_records(path)
+        if force:
+            records = not_made_again(records, [c for c in conditions_of(spec) if c.method == method])
+        pasts.append(past_of(path, records, read_sidecar(path) if records else {}))
+        finished |= {key_of(record) for record in records}
+        if not force:
+            check_past_settings(pasts[-1], records, spec, material)
+    return pasts, finished
+
+
+def _print_shapes(spec: Spec, token_ids: Sequence[Sequence[int]], pasts: Sequence[Past], console: Console) -> Shape:
+    """Print the shapes of the files' batches, and return the largest."""
+    limit = spec.generation.max_batch_size
+    most = len(token_ids) if limit == "auto" else min(len(token_ids), limit)
+    shapes = [static_shape(spec, token_ids, past.last_record, most) for past in pasts]
+    more = ", or more where repeats share a damaged model and memory allows" if limit == "auto" else ""
+    for shape in dict.fromkeys(shapes):
+        console.print(
+            f"static shape: {shape.rows} rows{more}, {shape.length} tokens (longest prompt {shape.prompt_length})",
+            soft_wrap=True,
+        )
+    return max(shapes, key=lambda shape: shape.rows * shape.length)
+
+
+def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target, ...]]:
+    """Print the tensors of every group, and return them."""
+    selections = spec.selections()
+    untie_where_asked(model, selections.values())
+    tied = "tied to the output head" if is_tied(model) else "not tied to the output head"
+    console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
+    groups = []
+    for label, selection in selections.items():
+        targets = find_targets(model, selection)
+        groups.append(targets)
+        console.print(f"group {label}: {len(targets)} tensors, {sum(target.count for target in targets):,} weights")
+        for target in targets[:TENSORS_SHOWN]:
+            console.print(f"  {target.name} {list(target.weight.shape)}", soft_wrap=True)
+        if len(targets) > TENSORS_SHOWN:
+            console.print(f"  ... {targets[-1].name} {list(targets[-1].weight.shape)}", soft_wrap=True)
+    return groups
+
+
+def _print_memory(spec: Spec, need: model_memory.Estimate, device: torch.device, console: Console) -> None:
+    """Print what the run needs and what is there.
+
+    Raises:
+        SetupError: it is not enough, and the run would not spread over more devices.
+    """
+    total = model_memory.total_memory(device)
+    parts = {"weights": need.weights, "baseline": need.baseline, "cache": need.cache, "logits": need.logits}
+    listed = " + ".join(f"{name} {size / model_memory.GIB:.2f}" for name, size in parts.items())
+    have = f"{device} has {total / model_memory.GIB:.2f} GiB"
+    console.print(f"memory: {listed} = {need.total / model_memory.GIB:.2f} GiB; {have}", soft_wrap=True)
+    if need.total > model_memory.STOP_ABOVE * total:
+        if device.type == "cpu" or spec.model.device != "auto":
+            raise SetupError(f"model.device: the run needs {need.total / model_memory.GIB:.1f} GiB, and {have}")
+        console.print("that is more than one GPU has: layers will be spread over all GPUs and the host")
+
+
+def _plan_table(spec: Spec, jobs: Sequence[Job], prompts: int) -> Table:
+    title = f"{spec.name}: {prompts} prompts, {spec.run.n_rep} repeats, seed {spec.run.seed}; still to do:"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("sweep", "method", "group", "levels", "conditions", "records"):
+        table.add_column(column, no_wrap=True, justify="right" if column in {"conditions", "records"} else "left")
+    for sweep in spec.sweeps:
+        found = [job for job in jobs if job.condition.sweep == sweep.name]
+        levels = sweep.resolved_levels()
+        shown = f"{len(levels)}, {levels[0]:g} .. {levels[-1]:g}"
+        records = sum(len(job.prompt_indices) for job in found)
+        table.add_row(sweep.name, sweep.method, sweep.label, shown, str(len(found)), str(records))
+    return table

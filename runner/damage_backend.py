@@ -1,0 +1,173 @@
+"""Wards: tensors of a group on one device, their baseline, and the code that damages and describes them there."""
+
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from runner import model_memory, philox
+from runner.damage_digest import BLOCK as DIGEST_BLOCK
+from runner.damage_digest import coefficients_on, fingerprint
+from runner.damage_effect import Sums, sums_of
+from runner.damage_methods import Baseline, ablation_threshold, bounds, damage, keep_baseline, restore
+from runner.spec_sweep import Method, is_no_op
+from runner.target_tensor import Target
+
+logger = logging.getLogger(__name__)
+
+
+class Ward(Protocol):
+    """The tensors of a group on one device with one dtype, their baseline, and the code that serves them."""
+
+    targets: Sequence[Target]
+    baseline: Baseline
+
+    def damage(self, method: Method, level: float, seed: int) -> None:
+        """Write the damaged weights of a condition."""
+
+    def fingerprints(self) -> list[int]:
+        """The fingerprint of each tensor."""
+
+    def sums(self) -> Sums:
+        """What changed."""
+
+
+class PlainWard:
+    """Any device, with NumPy and PyTorch alone."""
+
+    def __init__(self, targets: Sequence[Target], baseline: Baseline) -> None:
+        """Take over the targets and their baseline."""
+        self.targets, self.baseline = targets, baseline
+
+    def damage(self, method: Method, level: float, seed: int) -> None:
+        """Write the damaged weights of a condition."""
+        damage(self.targets, self.baseline, method, level, seed)
+
+    def fingerprints(self) -> list[int]:
+        """The fingerprint of each tensor."""
+        return [fingerprint(target.weight) for target in self.targets]
+
+    def sums(self) -> Sums:
+        """What changed."""
+        return sums_of(self.targets, self.baseline)
+
+
+class KernelWard:
+    """A group on one GPU; its baseline lies there too, or in pinned memory of the host, which the kernels can read."""
+
+    def __init__(self, targets: Sequence[Target], baseline: Baseline) -> None:
+        """All weights have one dtype and lie on one GPU."""
+        from runner import damage_kernels as kernels  # Triton is not everywhere
+
+        self._kernels = kernels
+        self.targets, self.baseline = targets, baseline
+        self.device, self.dtype = targets[0].weight.device, targets[0].weight.dtype
+        self._counts = [target.weight.numel() for target in targets]
+        self._bounds: Tensor | None = None
+        parts = [target.part for target in targets]
+        self._parts = any(part is not None for part in parts)
+        sources, destinations = [t.data_ptr() for t in baseline], [t.weight.data_ptr() for t in targets]
+        self._aligned = all(address % 16 == 0 for address in (*sources, *destinations))
+        streams = [_signed(philox.stream_of("damage", target.name)) for target in targets]
+        selections = [(p.size, p.inner, p.start, p.stop, p.step) if p else (1, 1, 0, 1, 1) for p in parts]
+        self._rows = [sources, destinations, self._counts, [], streams, *map(list, zip(*selections, strict=True))]
+        self._tables, self._tiles = self._tabulate(4 * self._kernels.TILE)
+        self._digest_tables, self._digest_tiles = self._tabulate(DIGEST_BLOCK)
+
+    def _tabulate(self, tile: int) -> tuple[Tensor, Tensor]:
+        """What the kernels know of every tensor, row 3 being its first tile; and the tensor that each tile is of."""
+        tiles = torch.tensor([-(-count // tile) for count in self._counts])
+        rows = [*self._rows[:3], (tiles.cumsum(0) - tiles).tolist(), *self._rows[4:]]
+        owner = torch.repeat_interleave(torch.arange(len(tiles), dtype=torch.int32), tiles)
+        return torch.tensor(rows, dtype=torch.int64, device=self.device), owner.to(self.device)
+
+    def damage(self, method: Method, level: float, seed: int) -> None:
+        """Restore and damage in one pass: read the baseline, write the weights."""
+        if is_no_op(method, level):
+            restore(self.targets, self.baseline)
+            return
+        if method == "uni_quant" and self._bounds is None:
+            found = [bounds(target, original) for target, original in zip(self.targets, self.baseline, strict=True)]
+            self._bounds = torch.tensor(found, dtype=torch.float64, device=self.device)
+        quantise, ablate = method == "uni_quant", method == "ablation"
+        with torch.cuda.device(self.device):
+            self._kernels.damage[(len(self._tiles),)](
+                self._tables,
+                self._tiles,
+                self._bounds if quantise else self._tables,
+                seed,
+                0.0 if quantise else float(level),
+                ablation_threshold(level) - 1 if ablate else 0,
+                float(level - 1) if quantise else 1.0,
+                METHOD=self._kernels.METHODS.index(method),
+                TYPE=self._kernels.TYPES[self.dtype],
+                TENSORS=len(self.targets),
+                PARTS=self._parts,
+                ALIGNED=self._aligned,
+                TILE=self._kernels.TILE,
+                num_warps=4,
+                enable_fp_fusion=False,
+            )
+
+    def fingerprints(self) -> list[int]:
+        """The fingerprint of each tensor."""
+        sums = torch.zeros(len(self.targets), dtype=torch.int64, device=self.device)
+        with torch.cuda.device(self.device):
+            self._kernels.fingerprint[(len(self._digest_tiles),)](
+                self._digest_tables,
+                self._digest_tiles,
+                coefficients_on(self.device),
+                sums,
+                TYPE=self._kernels.WORDS[self.dtype],
+                TENSORS=len(self.targets),
+                BLOCK=DIGEST_BLOCK,
+                STEP=2048,
+                num_warps=8,
+            )
+        return [value % 2**64 for value in sums.tolist()]
+
+    def sums(self) -> Sums:
+        """What changed; partial sums of a tile are added in a fixed order."""
+        partial = torch.empty((len(self._tiles), 4), dtype=torch.float64, device=self.device)
+        with torch.cuda.device(self.device):
+            self._kernels.sums[(len(self._tiles),)](
+                self._tables,
+                self._tiles,
+                partial,
+                TYPE=self._kernels.TYPES[self.dtype],
+                TENSORS=len(self.targets),
+                PARTS=self._parts,
+                WEIGHTS=4 * self._kernels.TILE,
+                num_warps=8,
+            )
+        changed, zeroed, change_squared, original_squared = partial.sum(dim=0).tolist()
+        return Sums(int(changed), int(zeroed), change_squared, original_squared)
+
+
+def _signed(word: int) -> int:
+    """The signed integer with the same 64 bits."""
+    return word - 2**64 if word >= 2**63 else word
+
+
+def admit(targets: Sequence[Target]) -> list[Ward]:
+    """Keep the baseline of targets, and choose for each device the code that damages them there."""
+    shared: dict[tuple[torch.device, torch.dtype], list[Target]] = {}
+    for target in targets:
+        shared.setdefault((target.weight.device, target.weight.dtype), []).append(target)
+    return [_ward(device, together) for (device, _), together in shared.items()]
+
+
+def _ward(device: torch.device, targets: Sequence[Target]) -> Ward:
+    size = sum(target.weight.nbytes for target in targets)
+    pinned = device.type == "cuda" and not model_memory.has_room(device, size)
+    if pinned:
+        logger.info(
+            "the baseline of %.1f GiB does not fit on %s: it is kept in pinned memory", size / model_memory.GIB, device
+        )
+    baseline = keep_baseline(targets, pinned=pinned)
+    if device.type == "cuda" and find_spec("triton"):
+        return KernelWard(targets, baseline)
+    return PlainWard(targets, baseline)

@@ -1,0 +1,186 @@
+"""Damage, digest and sums on CUDA in Triton: one pass over a whole group, bit for bit what NumPy and PyTorch give.
+
+A launch covers all tensors of a group. `tables` [rows, tensors] int64 says of each tensor: address of its baseline,
+address of its weights, count, first tile, stream, and size, inner, start, stop and step of its part. Each program
+looks up which tensor its tile is of. Offsets are 64-bit, multiplications and additions are never fused, the square
+root is correctly rounded.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from runner.spec_sweep import Method
+
+TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
+METHODS: tuple[Method, ...] = ("mult_gauss", "ablation", "uni_quant")  # their indices are METHOD in the kernel
+TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, k0, k1):
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, tl.full((), 0xD2511F53, tl.uint32)), c0 * tl.full((), 0xD2511F53, tl.uint32)
+        high1, low1 = tl.umulhi(c2, tl.full((), 0xCD9E8D57, tl.uint32)), c2 * tl.full((), 0xCD9E8D57, tl.uint32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 = k0 + tl.full((), 0x9E3779B9, tl.uint32)
+        k1 = k1 + tl.full((), 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _log_of_uniform(word):
+    uniform = word.to(tl.float32) * 2.0**-32 + 2.0**-33
+    bits = uniform.to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) - 126
+    mantissa = ((bits & 0x007FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)
+    small = mantissa < 0.707106781186547524
+    exponent = (exponent - small.to(tl.int32)).to(tl.float32)
+    x = mantissa - 1.0
+    x = tl.where(small, x + mantissa, x)
+    square = x * x
+    y = x * 7.0376836292e-2 + -1.1514610310e-1
+    y = y * x + 1.1676998740e-1
+    y = y * x + -1.2420140846e-1
+    y = y * x + 1.4249322787e-1
+    y = y * x + -1.6668057665e-1
+    y = y * x + 2.0000714765e-1
+    y = y * x + -2.4999993993e-1
+    y = y * x + 3.3333331174e-1
+    y = y * x * square
+    y = y + exponent * -2.12194440e-4
+    y = y - 0.5 * square
+    return (x + y) + exponent * 0.693359375
+
+
+@triton.jit
+def _normal_pair(word0, word1):
+    radius = tl.sqrt_rn(-2.0 * _log_of_uniform(word0))
+    quarter = (word1 + tl.full((), 0x20000000, tl.uint32)) >> 30
+    rest = (word1 << 2).to(tl.int32, bitcast=True)
+    x = rest.to(tl.float32) * 3.65729529994141e-10
+    square = x * x
+    sine = (square * -1.9515295891e-4 + 8.3321608736e-3) * square
+    sine = (sine + -1.6666654611e-1) * square * x + x
+    cosine = (square * 2.443315711809948e-5 + -1.388731625493765e-3) * square
+    cosine = (cosine + 4.166664568298827e-2) * square * square
+    cosine = cosine - 0.5 * square + 1.0
+    swapped = (quarter & 1) == 1
+    turned_sine = tl.where(swapped, cosine, sine)
+    turned_cosine = tl.where(swapped, sine, cosine)
+    turned_sine = tl.where(quarter >= 2, -turned_sine, turned_sine)
+    turned_cosine = tl.where((quarter == 1) | (quarter == 2), -turned_cosine, turned_cosine)
+    return radius * turned_cosine, radius * turned_sine
+
+
+@triton.jit
+def _columns(a, b, c, d):
+    """Four arrays [counters] as one [counters, 4]."""
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (a.shape[0], 4))
+
+
+@triton.jit
+def _tile(tables, tensor_of_tile, TENSORS: tl.constexpr, WEIGHTS: tl.constexpr):
+    """The tensor of this program's tile, and the flat indices of its weights."""
+    tile = tl.program_id(0)
+    tensor = tl.load(tensor_of_tile + tile)
+    first = (tile - tl.load(tables + 3 * TENSORS + tensor)) * WEIGHTS
+    return tensor, first
+
+
+@triton.jit
+def _selected(flat, tables, tensor, TENSORS: tl.constexpr):
+    size = tl.load(tables + 5 * TENSORS + tensor)
+    inner = tl.load(tables + 6 * TENSORS + tensor)
+    start = tl.load(tables + 7 * TENSORS + tensor)
+    stop = tl.load(tables + 8 * TENSORS + tensor)
+    step = tl.load(tables + 9 * TENSORS + tensor)
+    along = flat // inner % size
+    return (along >= start) & (along < stop) & ((along - start) % step == 0)
+
+
+@triton.jit(do_not_specialize=["seed", "last_ablated"])
+def damage(
+    tables, tensor_of_tile, bounds, seed, sigma, last_ablated, levels,
+    METHOD: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    tensor, first = _tile(tables, tensor_of_tile, TENSORS, 4 * TILE)
+    # A row per counter, so that the four weights of a counter meet their words in the registers of one thread.
+    offset = (tl.arange(0, TILE) * 4)[:, None] + tl.arange(0, 4)[None, :]
+    inside = offset < tl.minimum(tl.load(tables + 2 * TENSORS + tensor) - first, 4 * TILE).to(tl.int32)
+    source = tl.load(tables + tensor).to(tl.pointer_type(TYPE)) + first
+    destination = tl.load(tables + TENSORS + tensor).to(tl.pointer_type(TYPE)) + first
+    if ALIGNED:
+        source, destination = tl.multiple_of(source, 16), tl.multiple_of(destination, 16)
+    weight = tl.load(source + offset, mask=inside, other=0.0)
+    if METHOD == 2:
+        low = tl.load(bounds + 2 * tensor)
+        high = tl.load(bounds + 2 * tensor + 1)
+        span = high - low
+        most = tl.full((), 1.0, tl.float64) * levels
+        step = span / most
+        index = (weight.to(tl.float64) - low) * most / span
+        index = (index + 6755399441055744.0) - 6755399441055744.0  # round half to even
+        index = tl.minimum(tl.maximum(index, 0.0), most)
+        value = tl.where(index == most, high.to(tl.float32), (index * step + low).to(tl.float32))
+        damaged = tl.where(span == 0.0, weight, value.to(TYPE))
+    else:
+        block = first // 4  # the first counter; a tile never crosses a multiple of 2**32
+        stream = tl.load(tables + 4 * TENSORS + tensor)
+        zero = tl.zeros((TILE,), tl.uint32)
+        key = seed.to(tl.int64)
+        w0, w1, w2, w3 = philox(
+            block.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32), zero + (block >> 32).to(tl.uint32),
+            zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32),
+            key.to(tl.uint32), (key >> 32).to(tl.uint32),
+        )  # fmt: skip
+        if METHOD == 0:
+            z0, z1 = _normal_pair(w0, w1)
+            z2, z3 = _normal_pair(w2, w3)
+            scaled = _columns(z0, z1, z2, z3) * sigma
+            damaged = (weight.to(tl.float32) * (scaled + 1.0)).to(TYPE)
+        else:
+            damaged = tl.where(_columns(w0, w1, w2, w3) <= last_ablated.to(tl.uint32), 0.0, weight)
+    if PARTS:
+        damaged = tl.where(_selected(first + offset, tables, tensor, TENSORS), damaged, weight)
+    tl.store(destination + offset, damaged, mask=inside)
+
+
+@triton.jit
+def fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr, TENSORS: tl.constexpr,
+                 BLOCK: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    tensor, first = _tile(tables, tensor_of_tile, TENSORS, BLOCK)
+    count = tl.load(tables + 2 * TENSORS + tensor)
+    words = tl.load(tables + TENSORS + tensor).to(tl.pointer_type(TYPE))
+    total = tl.zeros((STEP,), tl.int64)
+    for start in range(0, BLOCK, STEP):
+        offset = start + tl.arange(0, STEP)
+        word = tl.load(words + first + offset, mask=first + offset < count, other=0).to(tl.int64)
+        total += word * tl.load(coefficients + offset)
+    value = (tl.sum(total, 0) + first // BLOCK * -7046029254386353131).to(tl.uint64)
+    value = (value ^ (value >> 30)) * tl.full((), 0xBF58476D1CE4E5B9, tl.uint64)
+    value = (value ^ (value >> 27)) * tl.full((), 0x94D049BB133111EB, tl.uint64)
+    tl.atomic_add(sums + tensor, (value ^ (value >> 31)).to(tl.int64))
+
+
+@triton.jit
+def sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
+          WEIGHTS: tl.constexpr):  # fmt: skip
+    tensor, first = _tile(tables, tensor_of_tile, TENSORS, WEIGHTS)
+    flat = first + tl.arange(0, WEIGHTS)
+    inside = flat < tl.load(tables + 2 * TENSORS + tensor)
+    before = tl.load(tl.load(tables + tensor).to(tl.pointer_type(TYPE)) + flat, mask=inside, other=0.0).to(tl.float32)
+    now = tl.load(tl.load(tables + TENSORS + tensor).to(tl.pointer_type(TYPE)) + flat, mask=inside, other=0.0).to(
+        tl.float32
+    )
+    change = now.to(tl.float64) - before.to(tl.float64)
+    original = before.to(tl.float64)
+    if PARTS:
+        original = tl.where(_selected(flat, tables, tensor, TENSORS), original, 0.0)
+    out = partial + tl.program_id(0).to(tl.int64) * 4
+    tl.store(out, tl.sum((before != now).to(tl.float64), 0))
+    tl.store(out + 1, tl.sum(((before != 0.0) & (now == 0.0)).to(tl.float64), 0))
+    tl.store(out + 2, tl.sum(change * change, 0))
+    tl.store(out + 3, tl.sum(original * original, 0))

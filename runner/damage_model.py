@@ -1,0 +1,82 @@
+"""A model under damage, one condition at a time, and what the damage did."""
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from runner.damage_backend import Ward, admit
+from runner.damage_digest import bind
+from runner.damage_effect import Evidence, add, evidence
+from runner.damage_methods import restore
+from runner.spec_sweep import Method, weights_key
+from runner.target_tensor import Target
+
+
+class Patient:
+    """A model whose groups are damaged one condition at a time; leaving the `with` block restores every bit."""
+
+    def __init__(self, find_targets: Callable[[str], Sequence[Target]]) -> None:
+        """`find_targets` gives the tensors of a group by its name."""
+        self._find_targets = find_targets
+        self._group = ""
+        self.targets: Sequence[Target] = ()  # of the group that is damaged
+        self._wards: list[Ward] = []
+        self._state: tuple[str, Method, float, int | None] | None = None
+        self._digest = ""
+        self._evidence: Evidence | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    @property
+    def baseline_places(self) -> list[str]:
+        """Where the baseline of the group lies: `cuda:0`, `cpu`, or `pinned` memory that the GPU reads directly."""
+        places = {"pinned" if t.is_pinned() else str(t.device) for ward in self._wards for t in ward.baseline}
+        return sorted(places)
+
+    def damage(self, group: str, method: Method, level: float, seed: int) -> str:
+        """Bring the model into a condition and return the digest of the group's tensors.
+
+        Conditions of the same weights (all repeats of a deterministic level) are damaged once.
+        """
+        state = weights_key(group, method, level, seed)
+        if state == self._state:
+            return self._digest
+        self._state = None  # should damage be interrupted, the next condition must not trust what is there
+        if group != self._group:
+            self._choose(group)
+        for ward in self._wards:
+            ward.damage(method, level, seed)
+        self._digest, self._evidence = self._read_digest(), None
+        self._state = state
+        return self._digest
+
+    def evidence(self, method: Method) -> Evidence:
+        """What the damage that is there now did; measured once, however many conditions share it."""
+        if self._evidence is None:
+            sums = add(ward.sums() for ward in self._wards)
+            self._evidence = evidence(self.targets, sums, count_values=method == "uni_quant")
+        return self._evidence
+
+    def _read_digest(self) -> str:
+        prints = {
+            target.name: (target.weight, number)
+            for ward in self._wards
+            for target, number in zip(ward.targets, ward.fingerprints(), strict=True)
+        }
+        # In the order of the targets, whatever device they are on; two copies of a tied tensor are one.
+        return bind([(name, *prints[name]) for name in dict.fromkeys(target.name for target in self.targets)])
+
+    def _restore(self) -> None:
+        for ward in self._wards:
+            restore(ward.targets, ward.baseline)
+
+    def _choose(self, group: str) -> None:
+        """Make another group the one that is damaged."""
+        self._restore()
+        self._group, self.targets, self._wards = "", (), []
+        self.targets = self._find_targets(group)
+        self._wards = admit(self.targets)
+        self._group = group

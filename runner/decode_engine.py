@@ -1,0 +1,154 @@
+"""How a batch is decoded: the plain way, that way captured in a CUDA graph, or fused kernels in a graph.
+
+The fastest that works and that agrees with the plain one is chosen once per run, and the sidecar says which. torch's
+compiler was left out on purpose: kernels that are ready in seconds need no stand-in until they are, and a stand-in that
+is replaced at some moment would make records depend on that moment.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from attrs import frozen
+
+from runner.decode_batch import Question
+from runner.decode_reference import TOLERANCES, Trace, equal_bits, relative_difference, trace
+from runner.decode_step import Decoder
+
+logger = logging.getLogger(__name__)
+
+Name = Literal["fused", "graph", "plain"]
+TRIAL_ROWS = 8
+LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other side of top-p makes another draw
+
+
+@frozen
+class Engine:
+    """How a run decodes, and why not faster."""
+
+    name: Name
+    note: str = ""
+
+
+PLAIN = Engine("plain")
+
+
+class UnknownDecoderError(Exception):
+    """The model is not of the kind that a fast path knows."""
+
+
+class DisagreementError(Exception):
+    """A fast path computes something else than the plain one."""
+
+
+def find_engine(decoder: Decoder, questions: Sequence[Question]) -> Engine:
+    """The fastest engine that agrees with the plain one on the first steps of some questions; it is then in use."""
+    if decoder.device.type != "cuda":
+        return engage(decoder, PLAIN)
+    if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
+        return engage(decoder, Engine("plain", "the model is spread over several devices"))
+    questions = questions[: min(TRIAL_ROWS, decoder.shape.prompts)]
+    expected = trace(decoder, questions)
+    notes = []
+    for name in ("fused", "graph"):
+        try:
+            engage(decoder, Engine(name))
+            found = trace(decoder, questions)
+            _compare(found, expected, TOLERANCES[decoder.logits.dtype])
+            if not equal_bits(found, trace(decoder, questions)):
+                raise DisagreementError("the same steps gave other bits when they were repeated")  # noqa: TRY301
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; said below, and in the sidecar
+            notes.append(f"{name}: {error}".splitlines()[0])
+            expectable = isinstance(error, UnknownDecoderError)
+            logger.log(logging.INFO if expectable else logging.WARNING, "not decoding the fast way: %s", notes[-1])
+        else:
+            return Engine(name, "; ".join(notes))
+    return engage(decoder, Engine("plain", "; ".join(notes)))
+
+
+def engage(decoder: Decoder, engine: Engine) -> Engine:
+    """Let the decoder use an engine; its rows must be free."""
+    decoder.read, decoder.advance = decoder.read_prompts, decoder.take_steps
+    if engine.name == "plain":
+        return engine
+    with torch.inference_mode(), torch.cuda.device(decoder.device):
+        decoder.read_prompts()  # its cache is allocated now
+        step = _fused_step(decoder) if engine.name == "fused" else _plain_step(decoder)
+        pool = torch.cuda.graph_pool_handle()
+        decoder.read, step = _Captured(decoder.read_prompts, pool), _Captured(step, pool)
+    decoder.advance = lambda count: _replay(step, count)
+    return engine
+
+
+def _fused_step(decoder: Decoder) -> Callable[[], None]:
+    from runner.decode_fused import FusedStep  # Triton is not everywhere
+
+    return FusedStep(decoder)
+
+
+def _plain_step(decoder: Decoder) -> Callable[[], None]:
+    def step() -> None:
+        decoder.choose()
+        decoder.forward()
+
+    return step
+
+
+def _replay(step: Callable[[], None], count: int) -> None:
+    for _ in range(count):
+        step()
+
+
+class _Captured:
+    """Work as a CUDA graph: what the host took a thousand launches for is one. All its tensors must stay in place."""
+
+    def __init__(self, work: Callable[[], None], pool: Any) -> None:
+        self._work = work  # the graph reads memory that this owns, and does not keep it alive itself
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are compiled and libraries make their plans outside the graph
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with _no_garbage_collection(), torch.cuda.graph(self._graph, pool=pool):
+            work()
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect before and not within: an older graph that is destroyed during a capture spoils it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _compare(found: Trace, expected: Trace, tolerance: float) -> None:
+    """Rows are compared as long as their tokens are the same: another draw is followed by other logits.
+
+    Raises:
+        DisagreementError: most rows drew another token at once, or logits differ by more than rounding.
+    """
+    same = torch.ones_like(expected[0][2])
+    for step, ((token, logits, _), (other_token, other_logits, active)) in enumerate(zip(found, expected, strict=True)):
+        if step:
+            same = same & (token == other_token)
+        if step == 1 and same.double().mean() < LEAST_AGREEMENT:
+            raise DisagreementError(f"{int((~same).sum())} of {len(same)} first tokens differ")
+        usable = same & active & other_logits.isfinite().all(dim=-1)
+        if not usable.any():
+            return
+        difference = relative_difference(logits[usable], other_logits[usable])
+        logger.debug("step %d: logits differ by %.2g of their spread", step, difference)
+        if not difference <= tolerance:
+            raise DisagreementError(f"logits differ by {difference:.2g} at step {step}")

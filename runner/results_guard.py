@@ -1,0 +1,215 @@
+"""The guard: what is added to a results file was asked in the same way of the same model as what is in it.
+
+It compares what the records hold, and what the sidecar holds besides; a field that an older record does not have is
+not compared. Each difference is named.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cattrs
+from attrs import frozen
+
+from runner.errors import SpecError
+from runner.results_layout import Record
+from runner.results_sidecar import Tables
+from runner.spec import Spec, to_tables
+from runner.spec_converter import make_converter
+from runner.spec_sweep import Method, Sweep, is_no_op
+
+_converter = make_converter()
+SHOWN_CHARACTERS = 200
+
+Differences = dict[str, tuple[Any, Any]]  # what differs: what the file has, what this run has
+
+
+@frozen(kw_only=True)
+class Witness:
+    """A damaged model of which a file knows the digest."""
+
+    group: str
+    method: Method
+    level: float
+    seed: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"weights of {self.group}, {self.method} {self.level:g}, seed {self.seed}"
+
+
+@frozen(kw_only=True)
+class Past:
+    """What a results file and its sidecar say about what made them."""
+
+    path: Path
+    sidecar: Tables
+    last_record: Record | None = None
+    prompt_ids: Mapping[str, int]  # of the texts that were asked
+    prompts: Mapping[str, str]  # their digests
+    lengths: Mapping[str, int]  # their tokens
+    perplexities: frozenset[str]  # digests of texts
+    models: frozenset[str]  # digests of intact models
+    witnesses: tuple[Witness, ...]  # one of each group
+
+    @property
+    def commits(self) -> set[str]:
+        """The commits of a Hub's repository that the model came from."""
+        return {run.get("model", {}).get("commit", "none") for run in _runs(self.sidecar)} - {"none"}
+
+
+def past_of(path: Path, records: Sequence[Record], sidecar: Tables) -> Past:
+    """What is known from records and sidecar."""
+    return Past(
+        path=path,
+        sidecar=sidecar,
+        last_record=records[-1] if records else None,
+        prompt_ids={r["prompt_text"]: r["prompt_id"] for r in reversed(records) if r.get("prompt_id") is not None},
+        prompts={r["prompt_text"]: r["prompt_digest"] for r in records if r.get("prompt_digest")},
+        lengths={r["prompt_text"]: r["tokens_in"] for r in records if r.get("padded_length") and "tokens_in" in r},
+        perplexities=frozenset(r["perplexity_digest"] for r in records if r.get("perplexity_digest")),
+        models=frozenset(r["model_digest"] for r in records if r.get("model_digest")),
+        witnesses=tuple(witnesses(records)),
+    )
+
+
+def witnesses(records: Iterable[Record]) -> list[Witness]:
+    """One damaged model of each group, an undamaged one where there is one: it costs the least to make again."""
+    found: dict[str, Witness] = {}
+    for record in records:
+        group, method, level = record["param_group_name"], record["degradation_method"], record["std_dev"]
+        if record.get("weights_digest") is None or record.get("seed") is None or not is_damage(method, level):
+            continue
+        before = found.get(group)
+        if before is None or (is_no_op(method, level) and not is_no_op(before.method, before.level)):
+            digest, seed = record["weights_digest"], record["seed"]
+            found[group] = Witness(group=group, method=method, level=level, seed=seed, digest=digest)
+    return list(found.values())
+
+
+def is_damage(method: str, level: float) -> bool:
+    """Whether this is a method, and a level that it can have."""
+    try:
+        _converter.structure({"name": "any", "method": method, "group": "any", "levels": [level]}, Sweep)
+    except cattrs.BaseValidationError:
+        return False
+    return True
+
+
+def check_settings(
+    path: Path,
+    records: Sequence[Record],
+    settings: Mapping[str, Any],
+    spec: Spec,
+    sidecar: Tables,
+    picture: str | None = None,
+) -> None:
+    """Refuse to add records to a file that was made under other settings.
+
+    The seed is compared as that of repeat 0; the model's revision, groups of one's own and the text for the perplexity
+    with the sidecar. `picture` is a digest.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    before = sidecar if records else {}
+    different = _differences_of_sidecar(before, spec)
+    shown = {run["picture"] for run in _runs(before) if "picture" in run} - {"none"}
+    shown |= {record["image_digest"] for record in records if record.get("image_digest")}
+    if picture and shown - {picture}:
+        different["the picture behind image.path"] = (", ".join(sorted(shown - {picture})), picture)
+    for record in records:
+        for key, wanted in settings.items():
+            have = record.get(key)
+            if key == "seed" and have is not None:
+                have -= record["repeat_index"]
+            if key in record and have != wanted and not (key == "seed" and have is None):
+                different[key] = (have, wanted)
+    refuse(path, different, whose="the spec")
+
+
+def _differences_of_sidecar(before: Tables, spec: Spec) -> Differences:
+    different: Differences = {}
+    tables = to_tables(spec)
+    revision = before.get("model", {}).get("revision")
+    commits = {run.get("model", {}).get("commit") for run in _runs(before)}
+    pinned_now = spec.model.revision is not None and commits == {spec.model.revision}
+    if before and revision != spec.model.revision and not pinned_now:
+        different["model.revision"] = (revision, spec.model.revision)
+    for name, group in before.get("groups", {}).items():
+        if tables["groups"].get(name, group) != group:
+            different[f"groups.{name}"] = (group, tables["groups"][name])
+    measured = before.get("perplexity", {})
+    if measured.get("compute") and spec.perplexity.compute and measured.get("text") != spec.perplexity.text:
+        different["perplexity.text"] = (measured.get("text"), spec.perplexity.text)
+    return different
+
+
+def check_tokens(past: Past, lengths: Mapping[str, int], digests: Mapping[str, str], perplexity: str) -> None:
+    """Refuse other tokens for a prompt that was asked before, or for the text whose perplexity was measured.
+
+    `lengths` and `digests` are those of prompts' tokens by text, `perplexity` is the digest of that text, or empty.
+
+    Raises:
+        SpecError: tokenizer, chat template, date or text are not what they were.
+    """
+    different: Differences = {}
+    for text, digest in digests.items():
+        if past.prompts.get(text, digest) != digest:
+            different[f"tokens of the prompt {text!r}"] = (past.prompts[text], digest)
+        elif text not in past.prompts and past.lengths.get(text, lengths[text]) != lengths[text]:
+            different[f"number of tokens of the prompt {text!r}"] = (past.lengths[text], lengths[text])
+    if perplexity and past.perplexities - {perplexity}:
+        different["tokens of perplexity.text"] = (", ".join(sorted(past.perplexities - {perplexity})), perplexity)
+    hint = "The tokenizer, its chat template or run.date changed, or the text" if different else ""
+    refuse(past.path, different, hint)
+
+
+def check_model(past: Past, facts: Mapping[str, Any], digest: str | None, weights: Mapping[Witness, str]) -> None:
+    """Refuse another model under the same name.
+
+    `facts` are those of the run for the sidecar, `digest` that of the intact model; `weights` are the digests of
+    damaged models of the past, made again.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    different: Differences = {}
+    if digest and past.models - {digest}:
+        different["weights of the intact model"] = (", ".join(sorted(past.models - {digest})), digest)
+    for witness, found in weights.items():
+        if found != witness.digest:
+            different[str(witness)] = (witness.digest, found)
+    commit = facts["model"]["commit"]
+    if commit != "none" and past.commits - {commit}:
+        different["commit of the model (set model.revision)"] = (", ".join(sorted(past.commits - {commit})), commit)
+    configs = [run["generation_config"] for run in _runs(past.sidecar) if "generation_config" in run]
+    if past.last_record is not None and configs:
+        now = facts.get("generation_config", {})
+        for key in sorted(configs[-1].keys() | now.keys()):
+            if configs[-1].get(key) != now.get(key):
+                different[f"{key} of the model's generation_config"] = (configs[-1].get(key), now.get(key))
+    refuse(past.path, different)
+
+
+def refuse(path: Path, different: Differences, reason: str = "", whose: str = "this run") -> None:
+    """Raise what was found, if anything; `whose` is what the file is compared with.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    if different:
+        lines = [f"{key}: the file has {_shown(have)}, {whose} {_shown(new)}" for key, (have, new) in different.items()]
+        hint = "Choose another name_suffix or --results, or start over with --force."
+        head = " ".join(filter(None, [f"{path}: was made under other settings.", reason and f"{reason}.", hint]))
+        raise SpecError("\n  ".join([head, *lines]))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _runs(sidecar: Tables) -> Sequence[Tables]:
+    runs: Sequence[Tables] = sidecar.get("provenance", {}).get("runs", [])
+    return runs

@@ -1,0 +1,108 @@
+"""Results files by name: where they are, what is in them, and how they are opened."""
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from runner.env_files import LONGEST_NAME, sync_folder
+from runner.errors import SetupError, SpecError
+from runner.results_file import ResultsFile, is_named, whole
+from runner.results_layout import KEY_FIELDS, Record, read_layout
+from runner.results_lock import in_use, lock, unlock
+from runner.run_plan import Key
+
+
+def results_path(folder: Path, method: str, model_id: str, suffix: str) -> Path:
+    """`outputs_{method}_{last part of the model id}_{suffix}.json`.
+
+    Raises:
+        SpecError: that is longer than a name may be.
+    """
+    model = re.sub(r"[^\w.-]", "_", short_name(model_id))
+    name = f"outputs_{method}_{model}_{suffix}.json"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise SpecError(
+            f"name_suffix: the results file would be named {name!r}, and a name has {LONGEST_NAME} bytes at most: "
+            "choose a shorter name_suffix, or a model.id with a shorter last part"
+        )
+    return folder / name
+
+
+def short_name(model_id: str) -> str:
+    """The last part of a model id."""
+    return model_id.rstrip("/").split("/")[-1].removesuffix(".gguf")
+
+
+def key_of(record: Record) -> Key:
+    """What a record is known by when a run is resumed."""
+    group, level, repeat, method, text = (record[field] for field in KEY_FIELDS)
+    return (group, level, repeat, method, text)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a results file, which is not changed; none where there is no file.
+
+    Raises:
+        SetupError: the file cannot be read, or is no results file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise SetupError(f"{path}: is no file")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SetupError(f"{path}: cannot be read: {error.strerror}") from None
+    return whole(read_layout(data), path).records
+
+
+def open_results(path: Path, *, force: bool = False) -> tuple[ResultsFile, list[dict[str, Any]]]:
+    """The file, created if missing, locked and repaired, and the records in it.
+
+    With `force`, a file with records is left as it is until the first append, which sets it aside under a dated name
+    and begins anew, with those of the former records that `ResultsFile.keep` is given.
+
+    Raises:
+        SetupError: the file cannot be written, is in use, or is no results file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, lock_file = _open_locked(path)
+        file = ResultsFile(path, descriptor, lock_file)
+        try:
+            records = file.take_up(force=force)
+        except BaseException:
+            file.close()
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        hint = "Choose another folder with --results."
+        raise SetupError(f"{path}: cannot be opened for writing: {error.strerror}. {hint}") from None
+    return file, records
+
+
+def _open_locked(path: Path) -> tuple[int, Path | None]:
+    """A descriptor of the file, which nobody else has open for writing, and the file that is its lock, if any."""
+    try:
+        descriptor, made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+    except FileExistsError:
+        descriptor, made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644), False
+    try:
+        return descriptor, _locked(descriptor, path)
+    except BaseException:
+        if made and is_named(descriptor, path) and not os.fstat(descriptor).st_size:
+            path.unlink()
+        os.close(descriptor)
+        raise
+
+
+def _locked(descriptor: int, path: Path) -> Path | None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise SetupError(f"{path}: is no file; it was not touched. Move it away.")
+    lock_file = lock(descriptor, path)
+    if not is_named(descriptor, path):  # replaced between opening and locking: the lock is on a nameless file
+        unlock(lock_file)
+        raise in_use(path)
+    return lock_file

@@ -1,0 +1,123 @@
+"""From a spec and what is finished to what is still to do, in order. Knows neither model nor file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import count, groupby
+
+from attrs import frozen
+
+from runner.spec import Spec
+from runner.spec_sweep import Method, weights_key
+from runner.task_prompts import Prompt
+
+# param_group_name, std_dev, repeat_index, degradation_method, prompt_text: exact, never rounded
+Key = tuple[str, float, int, str, str]
+
+
+@frozen(kw_only=True)
+class Condition:
+    """One damaged model: one level and repeat of a sweep."""
+
+    sweep: str
+    method: Method
+    group: str
+    level: float
+    level_index: int
+    repeat_index: int
+    seed: int
+
+    def key(self, prompt_text: str) -> Key:
+        """What a finished record of this condition is known by."""
+        return (self.group, self.level, self.repeat_index, self.method, prompt_text)
+
+    @property
+    def weights(self) -> tuple[str, Method, float, int | None]:
+        """Equal for conditions that share a damaged model."""
+        return weights_key(self.group, self.method, self.level, self.seed)
+
+    def __str__(self) -> str:
+        return f"{self.sweep} {self.level:g} repeat {self.repeat_index}"
+
+
+@frozen
+class Job:
+    """A condition and the prompts that it has not answered yet, by their 0-based index in the list of all prompts."""
+
+    condition: Condition
+    prompt_indices: tuple[int, ...]
+
+
+@frozen
+class Visit:
+    """One damaged model and all that it is still asked, by whichever conditions share its weights."""
+
+    jobs: tuple[Job, ...]
+
+    @cached_property
+    def questions(self) -> list[tuple[Condition, int]]:
+        """Condition and prompt index of everything to ask; equal prompts stand together."""
+        pairs = [(job.condition, index) for job in self.jobs for index in job.prompt_indices]
+        return sorted(pairs, key=lambda pair: pair[1])
+
+
+def conditions_of(spec: Spec) -> list[Condition]:
+    """Every condition: one method after the other, sweeps in the order of the spec, levels upwards in damage.
+
+    The repeats of a level stand together, since those of a deterministic level share one damaged model.
+    """
+    methods = dict.fromkeys(sweep.method for sweep in spec.sweeps)
+    return [
+        Condition(
+            sweep=sweep.name,
+            method=sweep.method,
+            group=sweep.label,
+            level=level,
+            level_index=level_index,
+            repeat_index=repeat,
+            seed=spec.run.seed + repeat,
+        )
+        for method in methods
+        for sweep in spec.sweeps
+        if sweep.method == method
+        for level_index, level in enumerate(sweep.resolved_levels())
+        for repeat in range(spec.run.n_rep)
+    ]
+
+
+def jobs_of(conditions: Iterable[Condition], prompts: Sequence[Prompt], finished: set[Key]) -> list[Job]:
+    """The conditions with unanswered prompts. What two sweeps have in common is done once."""
+    done = set(finished)
+    jobs = []
+    for condition in conditions:
+        missing = tuple(i for i, prompt in enumerate(prompts) if condition.key(prompt.text) not in done)
+        done.update(condition.key(prompts[i].text) for i in missing)
+        if missing:
+            jobs.append(Job(condition, missing))
+    return jobs
+
+
+def visits_of(jobs: Iterable[Job]) -> list[Visit]:
+    """Jobs in their order, those in a row whose damaged weights are equal as one visit."""
+    return [Visit(tuple(same)) for _, same in groupby(jobs, key=lambda job: job.condition.weights)]
+
+
+def most_questions(conditions: Iterable[Condition], prompts: int) -> int:
+    """How many answers one damaged model gives at most, finished ones included."""
+    sizes = [len(list(same)) for _, same in groupby(conditions, key=lambda condition: condition.weights)]
+    return max(sizes) * prompts
+
+
+def number_prompts(texts: Iterable[str], own: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
+    """The `prompt_id` of each text: that of a file's own records, else that of other files of the run, else the next.
+
+    A number that a file has given stands for its text for ever, wherever prompts are inserted later.
+    """
+    numbers: dict[str, int] = {}
+    taken = {*own.values(), *others.values()}
+    free = (number for number in count(1) if number not in taken)
+    for text in texts:
+        number = own.get(text)
+        if number is None and others.get(text) not in {None, *own.values()}:
+            number = others[text]
+        numbers[text] = next(free) if number is None else number
+    return numbers

@@ -1,0 +1,183 @@
+"""What the results files of a run hold already: what is still to do, and the guard against mixing two experiments."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from attrs import evolve, frozen
+
+from runner.damage_model import Patient
+from runner.decode_batch import Shape
+from runner.errors import SetupError, SpecError
+from runner.results_file import ResultsFile
+from runner.results_guard import Past, Witness, check_model, check_settings, check_tokens, past_of
+from runner.results_layout import Record
+from runner.results_open import key_of, open_results, read_records, results_path
+from runner.results_record import guarded_settings
+from runner.results_sidecar import read_sidecar
+from runner.run_identity import tokens_digest
+from runner.run_plan import Condition, Job, conditions_of, jobs_of, number_prompts
+from runner.run_setup import Lab
+from runner.spec import Spec
+from runner.spec_sweep import Method
+from runner.spec_targets import BUILT_IN
+from runner.task_prompts import Prompt
+from runner.task_tokens import Material, Tokens, tokenise
+
+logger = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class Experiment:
+    """What one results file gets: the conditions of one method that are not done yet."""
+
+    method: Method
+    file: ResultsFile
+    jobs: Sequence[Job]
+    past: Past
+    prompt_ids: Mapping[str, int]  # by text
+    force: bool
+
+
+def open_experiments(
+    spec: Spec, material: Material, results: Path, files: ExitStack, *, force: bool = False
+) -> Iterator[Experiment]:
+    """Open the file of every method in the spec and find what is missing in it.
+
+    Raises:
+        SpecError: the file was made under other settings.
+        SetupError: the file cannot be had.
+    """
+    conditions = conditions_of(spec)
+    for method in dict.fromkeys(condition.method for condition in conditions):
+        ours = [condition for condition in conditions if condition.method == method]
+        path = results_path(results, method, spec.model.id, spec.suffix)
+        file, records = open_results(path, force=force)
+        files.enter_context(file)
+        sidecar = read_sidecar(path)
+        if file.former:
+            records = not_made_again(file.former, ours)
+            file.keep(records)
+        _warn_of_doubles(path, records)
+        past = past_of(path, records, sidecar if records else {})
+        texts = [prompt.text for prompt in material.prompts]
+        numbers = number_prompts(texts, past.prompt_ids, _numbers_of_others(spec, results, method, force=force))
+        jobs = jobs_of(ours, material.prompts, {key_of(record) for record in records})
+        experiment = Experiment(method=method, file=file, jobs=jobs, past=past, prompt_ids=numbers, force=force)
+        yield guarded(experiment, partial(check_past_settings, past, records, spec, material))
+
+
+def not_made_again(records: Sequence[dict[str, Any]], conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+    """The records of levels that these conditions do not have."""
+    again = {(condition.group, condition.level) for condition in conditions}
+    return [record for record in records if (record["param_group_name"], record["std_dev"]) not in again]
+
+
+def check_past_settings(past: Past, records: Sequence[Record], spec: Spec, material: Material) -> None:
+    """Refuse to go on with a file that was made under other settings.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    picture = material.picture.digest if material.picture else None
+    check_settings(past.path, records, guarded_settings(spec), spec, past.sidecar, picture)
+
+
+def check_asked(past: Past, spec: Spec, material: Material, tokens: Tokens) -> None:
+    """Refuse to go on with a file that was asked the same prompts by other tokens.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    ids = {prompt.text: row for prompt, row in zip(material.prompts, tokens.ids, strict=True)}
+    if past.prompts and ids.keys().isdisjoint(past.prompts):  # then one of the file's is tried for all
+        text = min(past.prompts, key=len)
+        ids[text] = tokenise(spec, evolve(material, prompts=(Prompt(text),))).ids[0]
+    lengths = {text: len(row) for text, row in ids.items()}
+    digests = {text: tokens_digest(row) for text, row in ids.items()}
+    perplexity = tokens_digest(tokens.perplexity_ids) if tokens.perplexity_ids else ""
+    check_tokens(past, lengths, digests, perplexity)
+
+
+def check_same_model(past: Past, lab: Lab) -> None:
+    """Refuse to go on with a file of another model, also one of the same name; the model must be intact.
+
+    Raises:
+        SpecError: with every difference.
+    """
+    facts = {"model": lab.model_facts(), "generation_config": lab.checkpoint_settings}
+    with Patient(lab.find_targets) as patient:
+        weights = {w: patient.damage(w.group, w.method, w.level, w.seed) for w in witnesses_of(past, lab.spec)}
+    check_model(past, facts, lab.model_digest, weights)
+
+
+def witnesses_of(past: Past, spec: Spec) -> list[Witness]:
+    """Damaged models of the past that are made again: of groups in the spec, of all if nothing else tells the model."""
+    known = spec.selections()
+    return [w for w in past.witnesses if w.group in known or (not past.models and w.group in BUILT_IN)]
+
+
+def guarded(experiment: Experiment, check: Callable[[], None]) -> Experiment:
+    """The experiment, checked; what a forced one would keep is left out if it does not belong to the new records.
+
+    Raises:
+        SpecError: the check failed, and nothing was forced.
+    """
+    try:
+        check()
+    except SpecError as error:
+        if not experiment.force:
+            raise
+        logger.warning("%s\n  The new file therefore begins without the records that are not made again.", error)
+        experiment.file.keep([])
+        past = past_of(experiment.past.path, [], {})
+        return evolve(experiment, past=past, prompt_ids=number_prompts(experiment.prompt_ids, {}, {}))
+    return experiment
+
+
+def static_shape(spec: Spec, token_ids: Sequence[Sequence[int]], last_record: Record | None, most: int) -> Shape:
+    """The shape of every batch; that of an existing file is kept, so that a resumed run gives the same records.
+
+    Only a lower `max_batch_size` makes it smaller. Whatever is not as asked, or not as before, is said.
+
+    Raises:
+        SpecError: the padded length of earlier records is more than the spec allows.
+    """
+    recorded, new_tokens = last_record or {}, spec.generation.max_new_tokens
+    longest, limit = max(map(len, token_ids)), spec.generation.max_batch_size
+    before_length, before = recorded.get("padded_length") or longest, recorded.get("batch_size_effective") or most
+    if before_length + new_tokens > spec.sequence_length:
+        raise SpecError(
+            f"generation.max_seq_length: {spec.sequence_length} tokens do not hold max_new_tokens = {new_tokens} "
+            f"and the {before_length} to which earlier prompts are padded: raise it, or start over with --force"
+        )
+    if longest > before_length:
+        logger.warning("a prompt of %d tokens is longer than the padded %d of earlier records", longest, before_length)
+    rows = before if limit == "auto" else min(before, limit)
+    if rows < before:
+        logger.warning("earlier records were made in batches of %d rows, from now on it is %d", before, rows)
+    elif rows < most:
+        logger.info("batches keep the %d rows of earlier records; --force starts over with %d", rows, most)
+    return Shape(rows=rows, prompt_length=max(before_length, longest), new_tokens=new_tokens)
+
+
+def _numbers_of_others(spec: Spec, results: Path, method: Method, *, force: bool) -> dict[str, int]:
+    """The numbers that prompts have in the files of other methods; not in files that are about to be replaced."""
+    replaced = {sweep.method for sweep in spec.sweeps} if force else set()
+    numbers: dict[str, int] = {}
+    for other in get_args(Method):
+        if other == method or other in replaced:
+            continue
+        with suppress(SetupError):  # whatever is wrong with another file is told when that is opened
+            records = read_records(results_path(results, other, spec.model.id, spec.suffix))
+            numbers |= past_of(results, records, {}).prompt_ids
+    return numbers
+
+
+def _warn_of_doubles(path: Path, records: Sequence[Record]) -> None:
+    doubles = len(records) - len({key_of(record) for record in records})
+    if doubles:
+        logger.warning("%s: %d records stand in it more than once; the first of each counts", path, doubles)

@@ -1,0 +1,134 @@
+"""What all conditions of a run share: a checked spec, its prompts as tokens, the model on its device."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from runner.decode_packing import join_projections
+from runner.decode_sampling import set_all_seeds
+from runner.errors import SetupError
+from runner.model_load import choose_device, end_tokens, load_model, locate, settings_not_applied
+from runner.model_placement import locate_weights, unpack_4bit
+from runner.model_vision import Sight
+from runner.run_identity import model_digest, tokens_digest
+from runner.spec import Spec
+from runner.spec_targets import BUILT_IN, Selection
+from runner.target_groups import find_targets, is_tied, untie_where_asked
+from runner.target_tensor import Target
+from runner.task_prompts import Prompt
+from runner.task_tokens import Material, Tokens
+
+logger = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class Lab:
+    """What all conditions of a run share."""
+
+    spec: Spec
+    prompts: Sequence[Prompt]
+    token_ids: Sequence[Sequence[int]]  # of each prompt, templated
+    perplexity_ids: Sequence[int]  # of the text whose perplexity is measured
+    tokenizer: Any
+    model: Any
+    device: torch.device
+    sight: Sight | None  # of the picture, where there is one
+    templated: bool  # whether the model has a chat template
+    model_digest: str | None  # of the intact model; None where that cannot be read
+    checkpoint_settings: Mapping[str, Any]  # the checkpoint's own: what ends an answer, and what is not applied
+
+    @property
+    def perplexity_digest(self) -> str | None:
+        """The digest of the text whose perplexity is measured, as the model reads it."""
+        return tokens_digest(self.perplexity_ids) if self.perplexity_ids else None
+
+    def find_targets(self, group: str) -> Sequence[Target]:
+        """The tensors of a condition's group."""
+        return targets_of(self.model, self.spec, group)
+
+    def model_facts(self) -> dict[str, Any]:
+        """What the sidecar says of the model."""
+        return {
+            "class": type(self.model).__name__,
+            "commit": getattr(self.model.config, "_commit_hash", None) or "none",
+            "digest": self.model_digest or "none",
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "tied_embeddings": is_tied(self.model),
+        }
+
+
+def set_up(spec: Spec, material: Material, tokens: Tokens, groups: Iterable[str]) -> Lab:
+    """Load the model; tokens come first, since they are the cheaper check."""
+    set_all_seeds(spec.run.seed)
+    device = choose_device(spec.model.device)
+    logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
+    model = load_intact(spec, device)
+    digest = model_digest(model)
+    make_ready(model, spec, groups, device)
+    return Lab(
+        spec=spec,
+        prompts=material.prompts,
+        token_ids=tokens.ids,
+        perplexity_ids=tokens.perplexity_ids,
+        tokenizer=tokens.tokenizer,
+        model=model,
+        device=device,
+        sight=tokens.sight,
+        templated=tokens.templated,
+        model_digest=digest,
+        checkpoint_settings=checkpoint_settings(model, tokens.tokenizer),
+    )
+
+
+def checkpoint_settings(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What the checkpoint itself says about generation: what is not applied, and what ends an answer."""
+    return {**settings_not_applied(model), "end_tokens": end_tokens(model, tokenizer)}
+
+
+def load_intact(spec: Spec, device: torch.device) -> Any:
+    """The model as it is; `device` is where it reads its input."""
+    may_spread = spec.model.device == "auto"
+    return load_model(
+        locate(spec.model), spec.model.dtype, device, load_4bit=spec.model.load_4bit, may_spread=may_spread
+    )
+
+
+def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.device) -> None:
+    """Make a model ready for damage to these groups.
+
+    Raises:
+        SpecError: the model does not have a group: an error now, not hours later.
+    """
+    selections = [*spec.selections().values(), *(selection_of(spec, group) for group in groups)]
+    untie_where_asked(model, selections)
+    if device.type == "cuda":
+        join_projections(model)
+    for group in groups:
+        targets = targets_of(model, spec, group)
+        if spec.model.load_4bit:
+            unpack_4bit(model, targets)
+
+
+def targets_of(model: Any, spec: Spec, group: str) -> Sequence[Target]:
+    """The tensors of a group, with weights that can be read and written wherever they are."""
+    return locate_weights(model, find_targets(model, selection_of(spec, group)))
+
+
+def selection_of(spec: Spec, label: str) -> Selection:
+    """What the `param_group_name` of a record means: `v_proj[0-11]`, `embed_only[input]`.
+
+    Raises:
+        SetupError: neither a sweep nor a group of the spec, nor the built-in groups explain it.
+    """
+    if (found := spec.selections().get(label)) is not None:
+        return found
+    group, *parts = label.replace("]", "").split("[")
+    for layers in (None, parts[0] if parts else None):
+        for tied in ("both", "input", "output"):
+            selection = Selection(group=group, definition=spec.groups.get(group), layers=layers, tied=tied)
+            if selection.label == label and (group in BUILT_IN or selection.definition):
+                return selection
+    raise SetupError(f"param_group_name: {label!r} is no built-in group, and [groups] does not define it")

@@ -1,0 +1,86 @@
+"""`degrade verify`: damage again, compare digests, generate nothing. How one checks that it is the same experiment."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from runner.damage_model import Patient
+from runner.errors import SetupError
+from runner.model_load import choose_device
+from runner.results_guard import is_damage
+from runner.results_layout import Record
+from runner.results_open import read_records
+from runner.results_sidecar import read_sidecar, sidecar_path
+from runner.run_identity import model_digest
+from runner.run_setup import load_intact, make_ready, targets_of
+from runner.spec import load_spec
+from runner.spec_sweep import Method
+
+logger = logging.getLogger(__name__)
+
+Damage = tuple[str, Method, float, int]  # group, method, level, seed
+
+
+def verify(results: Path, device: str | None = None) -> bool:
+    """Whether the model and every damaged model of a results file come out bit for bit on this machine.
+
+    Raises:
+        SetupError: the file, its sidecar or the model cannot be read, or there is nothing to compare.
+    """
+    records = read_records(results)
+    if not records:
+        raise SetupError(f"{results}: holds no records")
+    if not read_sidecar(results):
+        raise SetupError(f"{sidecar_path(results)}: is missing; it says which model and groups were damaged")
+    recorded = damages_in(results, records)
+    spec = load_spec(sidecar_path(results), [f'model.device="{device}"'] if device else [])
+    place = choose_device(spec.model.device)
+    model = load_intact(spec, place)
+    same = _is_same_model(model, {r["model_digest"] for r in records if r.get("model_digest")})
+    make_ready(model, spec, {group for group, *_ in recorded}, place)
+    with Patient(lambda group: targets_of(model, spec, group)) as patient:
+        different = [key for key, digests in recorded.items() if not _equal(patient, key, digests)]
+    logger.info("%s: %d damaged models, %d differ", results.name, len(recorded), len(different))
+    return same and not different
+
+
+def damages_in(results: Path, records: Iterable[Record]) -> dict[Damage, set[str]]:
+    """The digests that records have of each damaged model; records without are counted and told.
+
+    Raises:
+        SetupError: no record has one, or a record names a damage that there is not.
+    """
+    recorded: dict[Damage, set[str]] = {}
+    without = 0
+    for record in records:
+        group, method, level = record["param_group_name"], record["degradation_method"], record["std_dev"]
+        if not is_damage(method, level):
+            raise SetupError(f"{results}: a record names a damage that there is not: {method} {level!r} of {group}")
+        if record.get("weights_digest") is None or record.get("seed") is None:
+            without += 1
+        else:
+            recorded.setdefault((group, method, level, record["seed"]), set()).add(record["weights_digest"])
+    if not recorded:
+        raise SetupError(f"{results}: no record holds seed and weights_digest, so that there is nothing to compare")
+    if without:
+        logger.warning("%s: %d records hold no digest and are not compared", results.name, without)
+    return recorded
+
+
+def _is_same_model(model: Any, recorded: set[str]) -> bool:
+    """Whether the intact model is the recorded one; what holds no digest is not compared."""
+    digest = model_digest(model) if recorded else None
+    if digest is None or recorded == {digest}:
+        return True
+    logger.error("the intact model: %s was %s", digest, sorted(recorded))
+    return False
+
+
+def _equal(patient: Patient, key: Damage, digests: set[str]) -> bool:
+    group, method, level, seed = key
+    digest = patient.damage(group, method, level, seed)
+    equal = digests == {digest}
+    log = logger.info if equal else logger.error
+    log("%s %s %g seed %d: %s %s", method, group, level, seed, digest, "equal" if equal else f"was {sorted(digests)}")
+    return equal

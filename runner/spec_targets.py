@@ -1,0 +1,102 @@
+"""Which weights a sweep means, before there is a model: the names of groups, groups of one's own, ranges of layers."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+from attrs import field, frozen
+
+from runner.spec_converter import NOT_EMPTY, Rule, refuse_contradictions
+
+# What a parameter does. `head` is the output head, `decoder` everything in it, `vision_v` the vision tower's values.
+Role = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "norms", "head", "decoder", "vision_v"]
+Tied = Literal["both", "input", "output"]
+Component = Literal["text", "vision", "all"]
+
+BUILT_IN: dict[str, tuple[Role, ...]] = {
+    "attn_only": ("v",),
+    "mlp_only": ("gate", "up", "down"),
+    "embed_only": ("embed",),
+    "q_proj": ("q",),
+    "k_proj": ("k",),
+    "v_proj": ("v",),
+    "o_proj": ("o",),
+    "attn_all": ("q", "k", "v", "o"),
+    "mlp_gate": ("gate",),
+    "mlp_up": ("up",),
+    "mlp_down": ("down",),
+    "lm_head": ("head",),
+    "norms": ("norms",),
+    "all": ("decoder", "head"),
+    "reference_attn": ("v", "vision_v"),
+}
+TIED_GROUPS = ("embed_only", "lm_head")
+
+
+def _spans(text: str) -> list[tuple[int, int | None]]:
+    """First and last layer of every entry of `0-3,8,24-`; the last of an open range is None."""
+    spans: list[tuple[int, int | None]] = []
+    for entry in text.split(","):
+        first, dash, last = entry.partition("-")
+        spans.append((int(first), int(last) if last else None if dash else int(first)))
+    return spans
+
+
+def _is_layers(text: str) -> bool:
+    if not re.fullmatch(r"[0-9]+(-[0-9]*)?(,[0-9]+(-[0-9]*)?)*", text):
+        return False
+    return all(last is None or first <= last for first, last in _spans(text))
+
+
+Layers = Annotated[str, Rule("layers, counted from 0: '0-11', '24-' or '0,8,16'", _is_layers)]
+Patterns = tuple[Annotated[str, NOT_EMPTY], ...]
+
+
+def layers_in(text: str, count: int) -> frozenset[int]:
+    """The layers that `text` names, both ends included, of `count` that there are.
+
+    Raises:
+        ValueError: one of them does not exist.
+    """
+    spans = [(first, count - 1 if last is None else last) for first, last in _spans(text)]
+    if any(max(span) >= count for span in spans):
+        raise ValueError(f"{text!r} reaches beyond the {count} layers that there are, 0 to {count - 1}")
+    return frozenset(layer for first, last in spans for layer in range(first, last + 1))
+
+
+def _one_stack(group: "Group") -> Iterator[str]:
+    if group.layers is not None and group.component == "all":
+        yield 'layers could be those of text or vision: give component = "text" or "vision"'
+
+
+@frozen(kw_only=True)
+class Group:
+    """A group of one's own: patterns of canonical names (`layers.*.mlp.*`), or built-in groups, less some patterns."""
+
+    checks: ClassVar = (_one_stack,)
+
+    include: Annotated[Patterns, NOT_EMPTY]
+    exclude: Patterns = ()
+    layers: Layers | None = None
+    component: Component = "text"
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse layers of two stacks at once."""
+        refuse_contradictions(self)
+
+
+@frozen(kw_only=True)
+class Selection:
+    """What a sweep damages: a group, of some layers, and of tied embeddings both copies or one."""
+
+    group: str
+    definition: Group | None = None  # of a group of one's own
+    layers: str | None = None
+    tied: Tied = "both"
+    key: str = field(default="sweeps", eq=False)  # where in the spec it stands, for messages
+
+    @property
+    def label(self) -> str:
+        """The `param_group_name` of records: `v_proj[0-11]`, `embed_only[input]`."""
+        extra = [part for part in (self.layers, None if self.tied == "both" else self.tied) if part is not None]
+        return self.group + "".join(f"[{part}]" for part in extra)
