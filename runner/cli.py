@@ -168,7 +168,7 @@ def _read_all(options: argparse.Namespace) -> "list[tuple[Path, Spec]]":
 def _verify(options: argparse.Namespace) -> int:
     from runner import cli_console, model_load, run_verify
 
-    cli_console.set_up(options.log_level)
+    cli_console.set_up_logging(options.log_level)
     model_load.quieten()
     equal = [run_verify.verify(path, options.device) for path in options.results]
     return 0 if all(equal) else 1
@@ -183,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
         check_results_stay(options.results)
     from runner import cli_console
 
-    cli_console.set_up(options.log_level)
+    cli_console.set_up_logging(options.log_level)
     logger.info("degrade %(degrade)s, commit %(commit)s, torch %(torch)s, transformers %(transformers)s", versions())
     # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first log line.
     from runner import cli_dry_run, model_load, run
@@ -201,7 +201,7 @@ def _run(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from runner import cli_console
 
-    cli_console.set_up(options.log_level)
+    cli_console.set_up_logging(options.log_level)
     try:
         from runner import report
     except ModuleNotFoundError as error:

@@ -14,13 +14,14 @@ from typing import Self
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as ProgressBar
 
 from runner.env_files import dated
 from runner.env_secrets import redact
 from runner.errors import SetupError
 from runner.results_layout import Record
-from runner.run_plan import Condition, Job
+from runner.run_plan import Condition, PendingCondition
 
 logger = logging.getLogger(__name__)
 # Names of groups and folders hold brackets and colons: no markup, no emoji.
@@ -34,7 +35,7 @@ class _Redacting(logging.Formatter):
         return redact(super().format(record))
 
 
-def set_up(level: str) -> None:
+def set_up_logging(level: str) -> None:
     """Log to the console from `level` on; libraries from WARNING on. What the terminal cannot show is escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -73,17 +74,17 @@ def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
         handler.close()
 
 
-class Meter:
+class Progress:
     """Progress of a run: what was said, records, tokens per second, time left; plain lines when not on a terminal."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        """`jobs` is all there is to do."""
-        self.left = {job.condition: len(job.prompt_indices) for job in jobs}
+    def __init__(self, pending: Sequence[PendingCondition]) -> None:
+        """`pending` is all there is to do."""
+        self.left = {pending.condition: len(pending.prompt_indices) for pending in pending}
         self.records = sum(self.left.values())
         self.done = self.tokens = 0
         self.generating = 0.0
         self.started = time.monotonic()
-        self.bar = Progress(
+        self.bar = ProgressBar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runner import model_memory
-from runner.decode_batch import Shape
+from runner.decode_batch import BatchShape
 from runner.errors import SetupError
 from runner.model_checkpoint import check_quantisation
 from runner.model_files import build_on_meta
@@ -17,12 +17,12 @@ from runner.model_load import choose_device, load_config, locate
 from runner.results_guard import Past, past_of
 from runner.results_open import key_of, read_records, results_path
 from runner.results_sidecar import read_sidecar
-from runner.run_plan import Job, Key, conditions_of, jobs_of
+from runner.run_plan import Key, PendingCondition, all_conditions, pending_conditions
 from runner.run_resume import check_asked, check_past_settings, not_made_again, static_shape
 from runner.spec import Spec
-from runner.target_groups import find_targets, is_tied, untie_where_asked
+from runner.target_groups import is_tied, resolve_targets, untie_where_asked
 from runner.target_tensor import Target
-from runner.task_tokens import Material, check, tokenise
+from runner.task_tokens import TaskInputs, check, tokenise
 
 TENSORS_SHOWN = 3
 
@@ -33,11 +33,11 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, f
     Raises:
         SpecError, SetupError: as the run itself would.
     """
-    material = check(spec, spec_folder)
-    pasts, finished = _look_back(spec, material, results, force=force)
-    jobs = jobs_of(conditions_of(spec), material.prompts, finished)
-    console.print(_plan_table(spec, jobs, len(material.prompts)))
-    console.print(f"records to do: {sum(len(job.prompt_indices) for job in jobs)}, finished: {len(finished)}")
+    inputs = check(spec, spec_folder)
+    pasts, finished = _attend_cache(spec, inputs, results, force=force)
+    pending = pending_conditions(all_conditions(spec), inputs.prompts, finished)
+    console.print(_plan_table(spec, pending, len(inputs.prompts)))
+    console.print(f"records to do: {sum(len(one.prompt_indices) for one in pending)}, finished: {len(finished)}")
     for past in pasts:
         console.print(f"results file: {past.path}", soft_wrap=True)
 
@@ -47,30 +47,32 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, f
     model = build_on_meta(config)
     groups = _print_groups(spec, model, console)
 
-    tokens = tokenise(spec, material)
+    tokens = tokenise(spec, inputs)
     for past in pasts if not force else ():
-        check_asked(past, spec, material, tokens)
+        check_asked(past, spec, inputs, tokens)
     shape = _print_shapes(spec, tokens.ids, pasts, console)
     need = model_memory.estimate(model, groups, shape.rows, shape.length, getattr(torch, spec.model.dtype).itemsize)
     _print_memory(spec, need, device, console)
 
 
-def _look_back(spec: Spec, material: Material, results: Path, *, force: bool) -> tuple[list[Past], set[Key]]:
+def _attend_cache(spec: Spec, inputs: TaskInputs, results: Path, *, force: bool) -> tuple[list[Past], set[Key]]:
     """What the results files say, and which of their records stay."""
     pasts, finished = list[Past](), set[Key]()
     for method in dict.fromkeys(sweep.method for sweep in spec.sweeps):
         path = results_path(results, method, spec.model.id, spec.suffix)
         records = read_records(path)
         if force:
-            records = not_made_again(records, [c for c in conditions_of(spec) if c.method == method])
+            records = not_made_again(records, [c for c in all_conditions(spec) if c.method == method])
         pasts.append(past_of(path, records, read_sidecar(path) if records else {}))
         finished |= {key_of(record) for record in records}
         if not force:
-            check_past_settings(pasts[-1], records, spec, material)
+            check_past_settings(pasts[-1], records, spec, inputs)
     return pasts, finished
 
 
-def _print_shapes(spec: Spec, token_ids: Sequence[Sequence[int]], pasts: Sequence[Past], console: Console) -> Shape:
+def _print_shapes(
+    spec: Spec, token_ids: Sequence[Sequence[int]], pasts: Sequence[Past], console: Console
+) -> BatchShape:
     """Print the shapes of the files' batches, and return the largest."""
     limit = spec.generation.max_batch_size
     most = len(token_ids) if limit == "auto" else min(len(token_ids), limit)
@@ -92,7 +94,7 @@ def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target
     console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
     groups = []
     for label, selection in selections.items():
-        targets = find_targets(model, selection)
+        targets = resolve_targets(model, selection)
         groups.append(targets)
         console.print(f"group {label}: {len(targets)} tensors, {sum(target.count for target in targets):,} weights")
         for target in targets[:TENSORS_SHOWN]:
@@ -119,15 +121,15 @@ def _print_memory(spec: Spec, need: model_memory.Estimate, device: torch.device,
         console.print("that is more than one GPU has: layers will be spread over all GPUs and the host")
 
 
-def _plan_table(spec: Spec, jobs: Sequence[Job], prompts: int) -> Table:
+def _plan_table(spec: Spec, pending: Sequence[PendingCondition], prompts: int) -> Table:
     title = f"{spec.name}: {prompts} prompts, {spec.run.n_rep} repeats, seed {spec.run.seed}; still to do:"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("sweep", "method", "group", "levels", "conditions", "records"):
         table.add_column(column, no_wrap=True, justify="right" if column in {"conditions", "records"} else "left")
     for sweep in spec.sweeps:
-        found = [job for job in jobs if job.condition.sweep == sweep.name]
+        found = [pending for pending in pending if pending.condition.sweep == sweep.name]
         levels = sweep.resolved_levels()
         shown = f"{len(levels)}, {levels[0]:g} .. {levels[-1]:g}"
-        records = sum(len(job.prompt_indices) for job in found)
+        records = sum(len(pending.prompt_indices) for pending in found)
         table.add_row(sweep.name, sweep.method, sweep.label, shown, str(len(found)), str(records))
     return table

@@ -11,7 +11,7 @@ from torch import Tensor
 from runner import model_memory, philox
 from runner.damage_digest import BLOCK as DIGEST_BLOCK
 from runner.damage_digest import coefficients_on, fingerprint
-from runner.damage_effect import Sums, sums_of
+from runner.damage_effect import ChangeSums, change_sums
 from runner.damage_methods import Baseline, ablation_threshold, bounds, damage, keep_baseline, restore
 from runner.spec_sweep import Method, is_no_op
 from runner.target_tensor import Target
@@ -19,7 +19,7 @@ from runner.target_tensor import Target
 logger = logging.getLogger(__name__)
 
 
-class Ward(Protocol):
+class DamageBackend(Protocol):
     """The tensors of a group on one device with one dtype, their baseline, and the code that serves them."""
 
     targets: Sequence[Target]
@@ -31,11 +31,11 @@ class Ward(Protocol):
     def fingerprints(self) -> list[int]:
         """The fingerprint of each tensor."""
 
-    def sums(self) -> Sums:
+    def sums(self) -> ChangeSums:
         """What changed."""
 
 
-class PlainWard:
+class TorchBackend:
     """Any device, with NumPy and PyTorch alone."""
 
     def __init__(self, targets: Sequence[Target], baseline: Baseline) -> None:
@@ -50,12 +50,12 @@ class PlainWard:
         """The fingerprint of each tensor."""
         return [fingerprint(target.weight) for target in self.targets]
 
-    def sums(self) -> Sums:
+    def sums(self) -> ChangeSums:
         """What changed."""
-        return sums_of(self.targets, self.baseline)
+        return change_sums(self.targets, self.baseline)
 
 
-class KernelWard:
+class TritonBackend:
     """A group on one GPU; its baseline lies there too, or in pinned memory of the host, which the kernels can read."""
 
     def __init__(self, targets: Sequence[Target], baseline: Baseline) -> None:
@@ -71,7 +71,7 @@ class KernelWard:
         self._parts = any(part is not None for part in parts)
         sources, destinations = [t.data_ptr() for t in baseline], [t.weight.data_ptr() for t in targets]
         self._aligned = all(address % 16 == 0 for address in (*sources, *destinations))
-        streams = [_signed(philox.stream_of("damage", target.name)) for target in targets]
+        streams = [_signed(philox.stream_id("damage", target.name)) for target in targets]
         selections = [(p.size, p.inner, p.start, p.stop, p.step) if p else (1, 1, 0, 1, 1) for p in parts]
         self._rows = [sources, destinations, self._counts, [], streams, *map(list, zip(*selections, strict=True))]
         self._tables, self._tiles = self._tabulate(4 * self._kernels.TILE)
@@ -129,7 +129,7 @@ class KernelWard:
             )
         return [value % 2**64 for value in sums.tolist()]
 
-    def sums(self) -> Sums:
+    def sums(self) -> ChangeSums:
         """What changed; partial sums of a tile are added in a fixed order."""
         partial = torch.empty((len(self._tiles), 4), dtype=torch.float64, device=self.device)
         with torch.cuda.device(self.device):
@@ -144,7 +144,7 @@ class KernelWard:
                 num_warps=8,
             )
         changed, zeroed, change_squared, original_squared = partial.sum(dim=0).tolist()
-        return Sums(int(changed), int(zeroed), change_squared, original_squared)
+        return ChangeSums(int(changed), int(zeroed), change_squared, original_squared)
 
 
 def _signed(word: int) -> int:
@@ -152,15 +152,15 @@ def _signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-def admit(targets: Sequence[Target]) -> list[Ward]:
+def make_backends(targets: Sequence[Target]) -> list[DamageBackend]:
     """Keep the baseline of targets, and choose for each device the code that damages them there."""
     shared: dict[tuple[torch.device, torch.dtype], list[Target]] = {}
     for target in targets:
         shared.setdefault((target.weight.device, target.weight.dtype), []).append(target)
-    return [_ward(device, together) for (device, _), together in shared.items()]
+    return [_backend(device, together) for (device, _), together in shared.items()]
 
 
-def _ward(device: torch.device, targets: Sequence[Target]) -> Ward:
+def _backend(device: torch.device, targets: Sequence[Target]) -> DamageBackend:
     size = sum(target.weight.nbytes for target in targets)
     pinned = device.type == "cuda" and not model_memory.has_room(device, size)
     if pinned:
@@ -169,5 +169,5 @@ def _ward(device: torch.device, targets: Sequence[Target]) -> Ward:
         )
     baseline = keep_baseline(targets, pinned=pinned)
     if device.type == "cuda" and find_spec("triton"):
-        return KernelWard(targets, baseline)
-    return PlainWard(targets, baseline)
+        return TritonBackend(targets, baseline)
+    return TorchBackend(targets, baseline)

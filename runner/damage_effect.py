@@ -12,7 +12,7 @@ from runner.target_tensor import Target
 
 
 @frozen
-class Sums:
+class ChangeSums:
     """Over the weights of a group: how many changed, how many became zero, and sums of squares."""
 
     changed: int
@@ -22,7 +22,7 @@ class Sums:
 
 
 @frozen(kw_only=True)
-class Evidence:
+class DamageEffect:
     """The change of one condition; `relative_change` is the norm of the change over that of the weights."""
 
     tensors: int
@@ -37,10 +37,10 @@ class Evidence:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def evidence(targets: Sequence[Target], sums: Sums, *, count_values: bool) -> Evidence:
+def evidence(targets: Sequence[Target], sums: ChangeSums, *, count_values: bool) -> DamageEffect:
     """The evidence for a group from its sums."""
     weights = sum(target.count for target in targets)
-    return Evidence(
+    return DamageEffect(
         tensors=len(targets),
         weights=weights,
         fraction_changed=sums.changed / weights,
@@ -50,7 +50,7 @@ def evidence(targets: Sequence[Target], sums: Sums, *, count_values: bool) -> Ev
     )
 
 
-def sums_of(targets: Sequence[Target], baseline: Sequence[Tensor]) -> Sums:
+def change_sums(targets: Sequence[Target], baseline: Sequence[Tensor]) -> ChangeSums:
     """The sums in float64; only the weights of a target's part can differ, and only they count."""
     total = torch.zeros(4, dtype=torch.float64)
     for target, original in zip(targets, baseline, strict=True):
@@ -67,13 +67,13 @@ def sums_of(targets: Sequence[Target], baseline: Sequence[Tensor]) -> Sums:
             ]
             total += torch.stack([value.double() for value in found]).cpu()
     changed, zeroed, change_squared, original_squared = total.tolist()
-    return Sums(int(changed), int(zeroed), change_squared, original_squared)
+    return ChangeSums(int(changed), int(zeroed), change_squared, original_squared)
 
 
-def add(parts: Iterable[Sums]) -> Sums:
+def add(parts: Iterable[ChangeSums]) -> ChangeSums:
     """The sums of several groups of tensors together."""
     columns = [sum(column) for column in zip(*(astuple(part) for part in parts), strict=True)]
-    return Sums(*columns)
+    return ChangeSums(*columns)
 
 
 def distinct_values(target: Target) -> int:

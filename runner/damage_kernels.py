@@ -10,23 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
+from runner.philox_kernels import philox
 from runner.spec_sweep import Method
 
 TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
 METHODS: tuple[Method, ...] = ("mult_gauss", "ablation", "uni_quant")  # their indices are METHOD in the kernel
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
-
-
-@triton.jit
-def philox(c0, c1, c2, c3, k0, k1):
-    for _ in tl.static_range(10):
-        high0, low0 = tl.umulhi(c0, tl.full((), 0xD2511F53, tl.uint32)), c0 * tl.full((), 0xD2511F53, tl.uint32)
-        high1, low1 = tl.umulhi(c2, tl.full((), 0xCD9E8D57, tl.uint32)), c2 * tl.full((), 0xCD9E8D57, tl.uint32)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0 = k0 + tl.full((), 0x9E3779B9, tl.uint32)
-        k1 = k1 + tl.full((), 0xBB67AE85, tl.uint32)
-    return c0, c1, c2, c3
 
 
 @triton.jit

@@ -83,7 +83,7 @@ def _write(target: Target, first: int, source: Tensor, damaged: Tensor, destinat
 
 
 def _randomise(target: Target, original: Tensor, method: Method, level: float, seed: int) -> None:
-    stream = philox.stream_of("damage", target.name)
+    stream = philox.stream_id("damage", target.name)
     for first, kept, destination in blocks(original, target.weight):
         source, count = kept.to(destination.device), kept.numel()
         if method == "mult_gauss":

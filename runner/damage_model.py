@@ -3,26 +3,26 @@
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from runner.damage_backend import Ward, admit
+from runner.damage_backend import DamageBackend, make_backends
 from runner.damage_digest import bind
-from runner.damage_effect import Evidence, add, evidence
+from runner.damage_effect import DamageEffect, add, evidence
 from runner.damage_methods import restore
 from runner.spec_sweep import Method, weights_key
 from runner.target_tensor import Target
 
 
-class Patient:
+class DamagedModel:
     """A model whose groups are damaged one condition at a time; leaving the `with` block restores every bit."""
 
-    def __init__(self, find_targets: Callable[[str], Sequence[Target]]) -> None:
-        """`find_targets` gives the tensors of a group by its name."""
-        self._find_targets = find_targets
+    def __init__(self, resolve_targets: Callable[[str], Sequence[Target]]) -> None:
+        """`resolve_targets` gives the tensors of a group by its name."""
+        self._find_targets = resolve_targets
         self._group = ""
         self.targets: Sequence[Target] = ()  # of the group that is damaged
-        self._wards: list[Ward] = []
+        self._backends: list[DamageBackend] = []
         self._state: tuple[str, Method, float, int | None] | None = None
         self._digest = ""
-        self._evidence: Evidence | None = None
+        self._evidence: DamageEffect | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +33,7 @@ class Patient:
     @property
     def baseline_places(self) -> list[str]:
         """Where the baseline of the group lies: `cuda:0`, `cpu`, or `pinned` memory that the GPU reads directly."""
-        places = {"pinned" if t.is_pinned() else str(t.device) for ward in self._wards for t in ward.baseline}
+        places = {"pinned" if t.is_pinned() else str(t.device) for backend in self._backends for t in backend.baseline}
         return sorted(places)
 
     def damage(self, group: str, method: Method, level: float, seed: int) -> str:
@@ -46,37 +46,37 @@ class Patient:
             return self._digest
         self._state = None  # should damage be interrupted, the next condition must not trust what is there
         if group != self._group:
-            self._choose(group)
-        for ward in self._wards:
-            ward.damage(method, level, seed)
+            self._switch_group(group)
+        for backend in self._backends:
+            backend.damage(method, level, seed)
         self._digest, self._evidence = self._read_digest(), None
         self._state = state
         return self._digest
 
-    def evidence(self, method: Method) -> Evidence:
+    def evidence(self, method: Method) -> DamageEffect:
         """What the damage that is there now did; measured once, however many conditions share it."""
         if self._evidence is None:
-            sums = add(ward.sums() for ward in self._wards)
+            sums = add(backend.sums() for backend in self._backends)
             self._evidence = evidence(self.targets, sums, count_values=method == "uni_quant")
         return self._evidence
 
     def _read_digest(self) -> str:
         prints = {
             target.name: (target.weight, number)
-            for ward in self._wards
-            for target, number in zip(ward.targets, ward.fingerprints(), strict=True)
+            for backend in self._backends
+            for target, number in zip(backend.targets, backend.fingerprints(), strict=True)
         }
         # In the order of the targets, whatever device they are on; two copies of a tied tensor are one.
         return bind([(name, *prints[name]) for name in dict.fromkeys(target.name for target in self.targets)])
 
     def _restore(self) -> None:
-        for ward in self._wards:
-            restore(ward.targets, ward.baseline)
+        for backend in self._backends:
+            restore(backend.targets, backend.baseline)
 
-    def _choose(self, group: str) -> None:
+    def _switch_group(self, group: str) -> None:
         """Make another group the one that is damaged."""
         self._restore()
-        self._group, self.targets, self._wards = "", (), []
+        self._group, self.targets, self._backends = "", (), []
         self.targets = self._find_targets(group)
-        self._wards = admit(self.targets)
+        self._backends = make_backends(self.targets)
         self._group = group

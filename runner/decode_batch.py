@@ -11,7 +11,7 @@ MOST_PROMPTS = 64  # read at a time; more would only make the activations of a l
 
 
 @frozen(kw_only=True)
-class Shape:
+class BatchShape:
     """The static shape of all batches: rows, tokens of a padded prompt, most tokens of a continuation."""
 
     rows: int
@@ -34,7 +34,7 @@ class Shape:
 
 
 @frozen(kw_only=True)
-class View:
+class ImageEmbeddings:
     """What prompts show: features [tokens, hidden size] in the place of a token, overwritten when sight changes."""
 
     token_id: int
@@ -43,7 +43,7 @@ class View:
 
 
 @frozen
-class Question:
+class Request:
     """A templated and tokenised prompt, and what its random stream is named by: seed and plain text."""
 
     token_ids: Sequence[int]
@@ -52,8 +52,12 @@ class Question:
 
 
 @frozen
-class Answer:
+class Completion:
     """The generated tokens, an end-of-sequence token included, and why they ended."""
 
     token_ids: list[int]
     finish_reason: str
+
+
+class UnknownDecoderError(Exception):
+    """The model is not of the kind that a fast path knows."""

@@ -6,7 +6,7 @@ from torch import Tensor, arange
 from transformers.cache_utils import StaticLayer
 
 
-class Slots:
+class WritePositions:
     """Where the rows write their next key and value; one object for all layers of a cache."""
 
     def __init__(self, slot: Tensor) -> None:
@@ -16,13 +16,13 @@ class Slots:
         self.filled: int | None = None  # attention reads so many slots; None: all, in one shape for every step
 
 
-class SlotLayer(StaticLayer):  # type: ignore[misc]  # transformers has no types
+class StaticCacheLayer(StaticLayer):  # type: ignore[misc]  # transformers has no types
     """One layer's keys and values [rows, heads, length, head size], and a bank [prompts, heads, width, head size].
 
     Full length even where attention slides: the window is in the mask, and no layer rolls.
     """
 
-    def __init__(self, rows: int, prompts: int, width: int, length: int, slots: Slots) -> None:
+    def __init__(self, rows: int, prompts: int, width: int, length: int, slots: WritePositions) -> None:
         """Nothing is allocated before the first update, which knows heads, sizes and device."""
         super().__init__(max_cache_len=length)
         self._rows, self._prompts, self._width, self._slots = rows, prompts, width, slots
@@ -32,7 +32,7 @@ class SlotLayer(StaticLayer):  # type: ignore[misc]  # transformers has no types
         heads = key_states.shape[1]
         sizes = key_states.shape[-1], value_states.shape[-1]
         self.keys, self.values = (key_states.new_zeros(self._rows, heads, self.max_cache_len, size) for size in sizes)
-        self.bank = [key_states.new_zeros(self._prompts, heads, self._width, size) for size in sizes]
+        self.prefix_cache = [key_states.new_zeros(self._prompts, heads, self._width, size) for size in sizes]
         self.row = arange(self._rows, device=key_states.device)
         self.is_initialized = True
 
@@ -41,7 +41,7 @@ class SlotLayer(StaticLayer):  # type: ignore[misc]  # transformers has no types
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self._slots.reading:
-            for kept, states in zip(self.bank, (key_states, value_states), strict=True):
+            for kept, states in zip(self.prefix_cache, (key_states, value_states), strict=True):
                 kept.copy_(states)
             return key_states, value_states
         slot = self._slots.slot.to(self.keys.device)
@@ -55,6 +55,6 @@ class SlotLayer(StaticLayer):  # type: ignore[misc]  # transformers has no types
         A masked slot has no weight, but nought times what is not a number is not a number either.
         """
         rows, prompts = rows.to(self.keys.device), prompts.to(self.keys.device)
-        for kept, states in zip(self.bank, (self.keys, self.values), strict=True):
+        for kept, states in zip(self.prefix_cache, (self.keys, self.values), strict=True):
             states[rows, :, : self._width] = kept[prompts]
             states[rows, :, self._width :] = 0

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from attrs import frozen
 
-from runner.decode_batch import Question
+from runner.decode_batch import Request, UnknownDecoderError
 from runner.decode_reference import TOLERANCES, Trace, equal_bits, relative_difference, trace
-from runner.decode_step import Decoder
+from runner.decode_step import DecodeState
 
 logger = logging.getLogger(__name__)
 
@@ -26,39 +26,35 @@ LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other sid
 
 
 @frozen
-class Engine:
+class EngineChoice:
     """How a run decodes, and why not faster."""
 
     name: Name
     note: str = ""
 
 
-PLAIN = Engine("plain")
-
-
-class UnknownDecoderError(Exception):
-    """The model is not of the kind that a fast path knows."""
+PLAIN = EngineChoice("plain")
 
 
 class DisagreementError(Exception):
     """A fast path computes something else than the plain one."""
 
 
-def find_engine(decoder: Decoder, questions: Sequence[Question]) -> Engine:
+def select_engine(decoder: DecodeState, requests: Sequence[Request]) -> EngineChoice:
     """The fastest engine that agrees with the plain one on the first steps of some questions; it is then in use."""
     if decoder.device.type != "cuda":
-        return engage(decoder, PLAIN)
+        return install(decoder, PLAIN)
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
-        return engage(decoder, Engine("plain", "the model is spread over several devices"))
-    questions = questions[: min(TRIAL_ROWS, decoder.shape.prompts)]
-    expected = trace(decoder, questions)
+        return install(decoder, EngineChoice("plain", "the model is spread over several devices"))
+    requests = requests[: min(TRIAL_ROWS, decoder.shape.prompts)]
+    expected = trace(decoder, requests)
     notes = []
     for name in ("fused", "graph"):
         try:
-            engage(decoder, Engine(name))
-            found = trace(decoder, questions)
+            install(decoder, EngineChoice(name))
+            found = trace(decoder, requests)
             _compare(found, expected, TOLERANCES[decoder.logits.dtype])
-            if not equal_bits(found, trace(decoder, questions)):
+            if not equal_bits(found, trace(decoder, requests)):
                 raise DisagreementError("the same steps gave other bits when they were repeated")  # noqa: TRY301
         except torch.OutOfMemoryError:
             raise
@@ -67,33 +63,33 @@ def find_engine(decoder: Decoder, questions: Sequence[Question]) -> Engine:
             expectable = isinstance(error, UnknownDecoderError)
             logger.log(logging.INFO if expectable else logging.WARNING, "not decoding the fast way: %s", notes[-1])
         else:
-            return Engine(name, "; ".join(notes))
-    return engage(decoder, Engine("plain", "; ".join(notes)))
+            return EngineChoice(name, "; ".join(notes))
+    return install(decoder, EngineChoice("plain", "; ".join(notes)))
 
 
-def engage(decoder: Decoder, engine: Engine) -> Engine:
+def install(decoder: DecodeState, engine: EngineChoice) -> EngineChoice:
     """Let the decoder use an engine; its rows must be free."""
-    decoder.read, decoder.advance = decoder.read_prompts, decoder.take_steps
+    decoder.read, decoder.advance = decoder.prefill_step, decoder.decode_steps
     if engine.name == "plain":
         return engine
     with torch.inference_mode(), torch.cuda.device(decoder.device):
-        decoder.read_prompts()  # its cache is allocated now
+        decoder.prefill_step()  # its cache is allocated now
         step = _fused_step(decoder) if engine.name == "fused" else _plain_step(decoder)
         pool = torch.cuda.graph_pool_handle()
-        decoder.read, step = _Captured(decoder.read_prompts, pool), _Captured(step, pool)
+        decoder.read, step = _Captured(decoder.prefill_step, pool), _Captured(step, pool)
     decoder.advance = lambda count: _replay(step, count)
     return engine
 
 
-def _fused_step(decoder: Decoder) -> Callable[[], None]:
+def _fused_step(decoder: DecodeState) -> Callable[[], None]:
     from runner.decode_fused import FusedStep  # Triton is not everywhere
 
     return FusedStep(decoder)
 
 
-def _plain_step(decoder: Decoder) -> Callable[[], None]:
+def _plain_step(decoder: DecodeState) -> Callable[[], None]:
     def step() -> None:
-        decoder.choose()
+        decoder.sample_step()
         decoder.forward()
 
     return step

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from runner import decode_fused_kernels as kernels
-from runner.decode_engine import UnknownDecoderError
-from runner.decode_packing import NORM_OFFSETS, heads_of, joined
-from runner.decode_sampling import BLOCK, largest
-from runner.decode_step import EOS, NONFINITE, Decoder
+from runner.decode_batch import UnknownDecoderError
+from runner.decode_packing import NORM_OFFSETS, joined, qkv_modules
+from runner.decode_sampling import BLOCK, blockwise_topk
+from runner.decode_step import EOS, NONFINITE, DecodeState
 
 GELU = {"silu": False, "gelu_pytorch_tanh": True}
 FIXED_ROPES = {"default", "linear", "llama3", "yarn"}  # the same angles however long the text is
@@ -58,9 +58,9 @@ class Layer:
 
 
 class FusedStep:
-    """`Decoder.choose` and `Decoder.forward` on the same state, with kernels of our own."""
+    """`DecodeState.sample_step` and `DecodeState.forward` on the same state, with kernels of our own."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: DecodeState) -> None:
         """The decoder has read a prompt before, so that its cache is there.
 
         Raises:
@@ -76,13 +76,13 @@ class FusedStep:
         self.head_size, self.scale = attention.head_dim, attention.scaling
         self.key_heads = self.config.num_key_value_heads
         self.group = self.config.num_attention_heads // self.key_heads
-        self.layers = self._describe(text)
+        self.layers = self._write_effect(text)
         rows, vocabulary = decoder.logits.shape
         chunks = triton.cdiv(triton.cdiv(vocabulary, BLOCK), BLOCKS_SURVEYED)
         self.maxima = torch.empty((rows, vocabulary // BLOCK), dtype=decoder.logits.dtype, device=decoder.device)
         self.finite = torch.empty((rows, chunks), dtype=torch.int32, device=decoder.device)
 
-    def _describe(self, text: Any) -> list[Layer]:
+    def _write_effect(self, text: Any) -> list[Layer]:
         rotary, state = text.rotary_emb, self.state
         kinds = getattr(self.config, "layer_types", None) or ["full_attention"] * len(text.layers)
         some = self.embedding.weight[:1]
@@ -99,7 +99,7 @@ class FusedStep:
         return [
             Layer(
                 module=layer,
-                heads=joined(heads_of(layer)),
+                heads=joined(qkv_modules(layer)),
                 gate_up=joined([layer.mlp.gate_proj, layer.mlp.up_proj]),
                 keys=cached.keys,
                 values=cached.values,
@@ -111,20 +111,20 @@ class FusedStep:
 
     def __call__(self) -> None:
         """One token for every row."""
-        self.choose()
+        self.sample_step()
         self.forward()
 
-    def choose(self) -> None:
+    def sample_step(self) -> None:
         """The next token of every active row, and what it means for the row."""
         s = self.state
         rows, vocabulary = s.logits.shape
         chunks = self.finite.shape[1]
-        kernels.survey[(rows, chunks)](
+        kernels.block_maxima[(rows, chunks)](
             s.logits, self.maxima, self.finite, vocabulary, BLOCK=BLOCK, BLOCKS=BLOCKS_SURVEYED, num_warps=4
         )
         count = min(s.sampling.top_k, vocabulary) if s.sampling.do_sample else 1
-        found, token_ids = largest(s.logits, count, self.maxima)
-        kernels.choose[(rows,)](
+        found, token_ids = blockwise_topk(s.logits, count, self.maxima)
+        kernels.sample_step[(rows,)](
             found,
             token_ids,
             self.finite,
@@ -230,7 +230,7 @@ def _activation(config: Any) -> str:
     return str(getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
-def _check(decoder: Decoder) -> None:
+def _check(decoder: DecodeState) -> None:
     """Refuse what the step would compute wrongly."""
     config, sampling = decoder.config, decoder.sampling
     if config.model_type not in NORM_OFFSETS:
@@ -257,4 +257,4 @@ def _check(decoder: Decoder) -> None:
 
 
 def _projections(layer: Any) -> list[Any]:
-    return [*heads_of(layer), layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
+    return [*qkv_modules(layer), layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]

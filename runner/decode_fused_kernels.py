@@ -7,7 +7,7 @@ with transformers' up to rounding. A program belongs to one row: no neighbour ca
 import triton
 import triton.language as tl
 
-from runner.damage_kernels import philox
+from runner.philox_kernels import philox
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def _halves(pointer, HALF: tl.constexpr, inside):
 
 
 @triton.jit
-def _turned(a, b, weight, cosine, sine, eps, HALF: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr):
+def _rotary(a, b, weight, cosine, sine, eps, HALF: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr):
     """Heads [heads, HALF] twice: normalised where the family does so, then turned by their position."""
     kind = a.dtype
     a, b = a.to(tl.float32), b.to(tl.float32)
@@ -73,7 +73,7 @@ def _turned(a, b, weight, cosine, sine, eps, HALF: tl.constexpr, NORM: tl.conste
 
 
 @triton.jit
-def _look_back(query_a, query_b, largest, total, mixed, keys, values, begin, end, scale, HALF: tl.constexpr,
+def _attend_cache(query_a, query_b, largest, total, mixed, keys, values, begin, end, scale, HALF: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
     """Carry a softmax that has begun over the cache from slot begin to end: its sum, and the values mixed by it."""
     lane, whole = tl.arange(0, HALF)[None, :], tl.arange(0, 2 * HALF)[None, :]
@@ -117,8 +117,8 @@ def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots
     value = tl.load(mine + ((GROUP + 1) * KEY_HEADS + head) * SIZE + whole)
     cosine = tl.load(cosines + (slot - first) * SIZE + lane).to(tl.float32)
     sine = tl.load(sines + (slot - first) * SIZE + lane).to(tl.float32)
-    query_a, query_b = _turned(query_a, query_b, query_norm, cosine, sine, eps, HALF, NORM, OFFSET)
-    key_a, key_b = _turned(key_a, key_b, key_norm, cosine, sine, eps, HALF, NORM, OFFSET)
+    query_a, query_b = _rotary(query_a, query_b, query_norm, cosine, sine, eps, HALF, NORM, OFFSET)
+    key_a, key_b = _rotary(key_a, key_b, key_norm, cosine, sine, eps, HALF, NORM, OFFSET)
     cache = (row.to(tl.int64) * KEY_HEADS + head) * LENGTH * SIZE
     tl.store(keys + cache + slot * SIZE + lane, key_a)
     tl.store(keys + cache + slot * SIZE + HALF + lane, key_b)
@@ -132,15 +132,15 @@ def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots
     begin = first
     if WINDOW > 0:
         begin = tl.maximum(first, slot - WINDOW + 1)
-    total, mixed = _look_back(query_a, query_b, largest, total, mixed, keys + cache, values + cache, begin, slot, scale,
-                              HALF, BLOCK)  # fmt: skip
+    total, mixed = _attend_cache(query_a, query_b, largest, total, mixed, keys + cache, values + cache, begin, slot,
+                                 scale, HALF, BLOCK)  # fmt: skip
     mixed = (mixed / total[:, None]).to(out.dtype.element_ty)
     place = (row * KEY_HEADS * GROUP + head * GROUP + query) * SIZE
     tl.store(out + place + whole, mixed, mask=query < GROUP)
 
 
 @triton.jit
-def survey(logits, maxima, finite, vocabulary, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+def block_maxima(logits, maxima, finite, vocabulary, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     """The maximum of every whole block of logits, and whether all logits that a program saw are finite."""
     row, chunk = tl.program_id(0), tl.program_id(1)
     block = chunk * BLOCKS + tl.arange(0, BLOCKS)
@@ -154,7 +154,7 @@ def survey(logits, maxima, finite, vocabulary, BLOCK: tl.constexpr, BLOCKS: tl.c
 
 
 @triton.jit
-def choose(logits, token_ids, finite, streams, eos, token, slot, step, active, reason, written, temperature, top_p,
+def sample_step(logits, token_ids, finite, streams, eos, token, slot, step, active, reason, written, temperature, top_p,
            pad, width, new_tokens, chunks, ENDED: tl.constexpr, NONFINITE: tl.constexpr, COUNT: tl.constexpr,
            LANES: tl.constexpr, EOS: tl.constexpr, EOS_LANES: tl.constexpr, CHUNK_LANES: tl.constexpr):  # fmt: skip
     """A draw from the candidates of each row, descending [rows, COUNT], and what it means for the row."""

@@ -10,7 +10,7 @@ from torch import Tensor
 NORM_OFFSETS = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "gemma3_text": 1.0}
 
 
-def join_projections(model: Any) -> None:
+def pack_projections(model: Any) -> None:
     """Let query, key and value weights of a layer lie in one buffer, gate and up too.
 
     Parameters become views of it, each as contiguous as before, and can be damaged one by one. To be called before
@@ -19,13 +19,13 @@ def join_projections(model: Any) -> None:
     if model.config.get_text_config().model_type not in NORM_OFFSETS:
         return
     for layer in model.get_decoder().layers:
-        for modules in (heads_of(layer), [layer.mlp.gate_proj, layer.mlp.up_proj]):
+        for modules in (qkv_modules(layer), [layer.mlp.gate_proj, layer.mlp.up_proj]):
             if all(type(module) is torch.nn.Linear for module in modules):
                 for name in ("weight", "bias"):
                     _join([getattr(module, name) for module in modules])
 
 
-def heads_of(layer: Any) -> list[Any]:
+def qkv_modules(layer: Any) -> list[Any]:
     """The modules that make queries, keys and values, in this order."""
     attention = layer.self_attn
     return [attention.q_proj, attention.k_proj, attention.v_proj]

@@ -12,8 +12,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from runner.decode_batch import Question
-from runner.decode_step import Decoder
+from runner.decode_batch import Request
+from runner.decode_step import DecodeState
 from runner.errors import SetupError
 from runner.model_vision import brought_to
 
@@ -43,15 +43,15 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / (expected - expected.mean(dim=-1, keepdim=True)).norm())
 
 
-def trace(decoder: Decoder, questions: Sequence[Question], steps: int = STEPS) -> Trace:
+def trace(decoder: DecodeState, requests: Sequence[Request], steps: int = STEPS) -> Trace:
     """The logits behind some prompts and, decoding on, behind the first tokens; whatever token would end an answer.
 
     At most `decoder.shape.prompts` questions; the decoder's rows must be free, and are again.
     """
-    places = range(len(questions))
-    decoder.fill_bank([question.token_ids for question in questions])
-    decoder.seat(places, places, questions)
-    rows = slice(len(questions))
+    places = range(len(requests))
+    decoder.prefill([request.token_ids for request in requests])
+    decoder.seat(places, places, requests)
+    rows = slice(len(requests))
     decoder.token.fill_(0)  # what earlier answers left there is no part of this
     seen = list[tuple[Tensor, Tensor, Tensor]]()
     for step in range(1 + steps):
@@ -72,7 +72,7 @@ def equal_bits(one: Trace, other: Trace) -> bool:
 
 
 def check_reference(
-    decoder: Decoder, questions: Sequence[Question], examples: Sequence[Mapping[str, Tensor]] = ()
+    decoder: DecodeState, requests: Sequence[Request], examples: Sequence[Mapping[str, Tensor]] = ()
 ) -> Agreement:
     """Compare what follows the longest and the shortest prompt with the model's own forward pass of each alone.
 
@@ -83,7 +83,7 @@ def check_reference(
         SetupError: the logits differ by more than rounding, or the intact model's are no numbers.
     """
     together = min(2, decoder.shape.prompts)
-    groups = [questions[start : start + together] for start in range(0, len(questions), together)]
+    groups = [requests[start : start + together] for start in range(0, len(requests), together)]
     ends, decoder.eos = decoder.eos, decoder.eos.new_empty(0)  # a first token that ends an answer would end the check
     try:
         traces = [trace(decoder, group) for group in groups]
@@ -94,12 +94,12 @@ def check_reference(
     if repeatable is False:
         logger.warning("the same steps gave other bits when they were repeated: a rerun may give other texts")
     tolerance, found = TOLERANCES[decoder.logits.dtype], list[float]()
-    for number, question in enumerate(questions):
+    for number, request in enumerate(requests):
         steps, row = traces[number // together], number % together
         tokens, logits = _of_row(steps, row)
         example = examples[number] if examples else {}
-        expected = _own_logits(decoder.model, question.token_ids, tokens, example)
-        found += [_compared(a, b, decoder, question) for a, b in zip(logits, expected, strict=True)]
+        expected = _own_logits(decoder.model, request.token_ids, tokens, example)
+        found += [_compared(a, b, decoder, request) for a, b in zip(logits, expected, strict=True)]
     worst = max(found)
     if not worst <= tolerance:
         raise SetupError(
@@ -109,7 +109,7 @@ def check_reference(
         )
     logger.debug("logits differ from the model's own by %.2g of their spread at most", worst)
     return Agreement(
-        difference=worst, tolerance=tolerance, prompts=len(questions), tokens=len(found), repeatable=repeatable
+        difference=worst, tolerance=tolerance, prompts=len(requests), tokens=len(found), repeatable=repeatable
     )
 
 
@@ -140,10 +140,10 @@ def _own_logits(model: Any, prompt: Sequence[int], tokens: Sequence[int], exampl
     return logits[0, -kept:].float()
 
 
-def _compared(found: Tensor, expected: Tensor, decoder: Decoder, question: Question) -> float:
+def _compared(found: Tensor, expected: Tensor, decoder: DecodeState, request: Request) -> float:
     if not expected.isfinite().all():
         raise SetupError(
-            f"model.dtype: the logits of the intact model behind the prompt {question.text!r} are no finite numbers in "
+            f"model.dtype: the logits of the intact model behind the prompt {request.text!r} are no finite numbers in "
             f"{decoder.logits.dtype}; another dtype may help, or the weights are damaged already"
         )
     return relative_difference(found, expected)

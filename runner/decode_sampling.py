@@ -13,7 +13,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from runner.philox import KEY_STEPS, MULTIPLIERS, ROUNDS, stream_of
+from runner.philox import KEY_STEPS, MULTIPLIERS, ROUNDS, stream_id
 
 BLOCK = 64  # logits whose maximum stands for them while the largest are sought
 _LOW = 0xFFFFFFFF
@@ -40,7 +40,7 @@ def row_streams(seeds: Sequence[int], texts: Sequence[str], device: torch.device
     """Seed and stream of each row as four 32-bit words, [rows, 4] int64."""
     rows = [
         (seed & _LOW, seed >> 32, stream & _LOW, stream >> 32)
-        for seed, stream in zip(seeds, (stream_of("sampling", text) for text in texts), strict=True)
+        for seed, stream in zip(seeds, (stream_id("sampling", text) for text in texts), strict=True)
     ]
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
@@ -53,7 +53,7 @@ def next_tokens(logits: Tensor, streams: Tensor, step: Tensor, sampling: Samplin
     """
     if not sampling.do_sample:
         return logits.argmax(dim=-1)
-    largest_logits, token_ids = largest(logits, min(sampling.top_k or logits.shape[-1], logits.shape[-1]))
+    largest_logits, token_ids = blockwise_topk(logits, min(sampling.top_k or logits.shape[-1], logits.shape[-1]))
     scores = largest_logits.float() / sampling.temperature
     probabilities = scores.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier tokens; 0 for the first, which stays
@@ -62,7 +62,7 @@ def next_tokens(logits: Tensor, streams: Tensor, step: Tensor, sampling: Samplin
     return token_ids.gather(-1, choice).squeeze(-1)
 
 
-def largest(logits: Tensor, count: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def blockwise_topk(logits: Tensor, count: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The `count` largest of logits [rows, vocabulary], descending, and their token ids: [rows, count] both.
 
     They are all in the `count` blocks with the largest maxima: a logit outside is no larger than any of these maxima.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from runner.decode_batch import REASONS, Answer, Question, Shape, View
-from runner.decode_cache import SlotLayer, Slots
+from runner.decode_batch import REASONS, BatchShape, Completion, ImageEmbeddings, Request
+from runner.decode_cache import StaticCacheLayer, WritePositions
 from runner.decode_sampling import Sampling, next_tokens, row_streams
 from runner.model_attention import as_attention_takes, attention_masks
 from runner.model_placement import input_device
@@ -20,11 +20,17 @@ from runner.model_placement import input_device
 LENGTH, EOS, NONFINITE = range(len(REASONS))
 
 
-class Decoder:
+class DecodeState:
     """Rows of one static shape and what they are at; its memory is allocated once."""
 
     def __init__(
-        self, model: Any, shape: Shape, sampling: Sampling, eos: Sequence[int], pad: int, view: View | None = None
+        self,
+        model: Any,
+        shape: BatchShape,
+        sampling: Sampling,
+        eos: Sequence[int],
+        pad: int,
+        view: ImageEmbeddings | None = None,
     ) -> None:
         """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show."""
         self.model, self.shape, self.sampling, self.pad, self.view = model, shape, sampling, pad, view
@@ -41,13 +47,13 @@ class Decoder:
         self.prompt_ids = torch.full((shape.prompts, shape.prompt_length), pad, device=self.device)
         self.prompt_first = torch.full((shape.prompts,), shape.prompt_length - 1, device=self.device)
         self.prompt_logits = self.logits = torch.empty(0)  # allocated when the vocabulary is known
-        self.slots = Slots(self.slot)
+        self.slots = WritePositions(self.slot)
         self.layers = [
-            SlotLayer(shape.rows, shape.prompts, shape.prompt_length, shape.length, self.slots)
+            StaticCacheLayer(shape.rows, shape.prompts, shape.prompt_length, shape.length, self.slots)
             for _ in range(self.config.num_hidden_layers)
         ]
         self.cache = Cache(layers=self.layers)
-        self.read, self.advance = self.read_prompts, self.take_steps
+        self.read, self.advance = self.prefill_step, self.decode_steps
 
     # What the host asks for
 
@@ -58,7 +64,7 @@ class Decoder:
             self.view.features.copy_(features)
 
     @torch.inference_mode()
-    def fill_bank(self, prompts: Sequence[Sequence[int]]) -> None:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read at most `shape.prompts` prompts; rows can then be seated at any of them."""
         width = self.shape.prompt_length
         ids = [[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
@@ -67,37 +73,37 @@ class Decoder:
         self.read()
 
     @torch.inference_mode()
-    def seat(self, rows: Sequence[int], prompts: Sequence[int], questions: Sequence[Question]) -> None:
+    def seat(self, rows: Sequence[int], prompts: Sequence[int], requests: Sequence[Request]) -> None:
         """Let rows begin to answer questions, whose prompts are in the bank at these places."""
         at, source = torch.tensor([rows, prompts], device=self.device)
         for layer in self.layers:
             layer.seat(at, source)
         self.logits[at] = self.prompt_logits[source]
         self.first[at] = self.prompt_first[source]
-        self.streams[at] = row_streams([q.seed for q in questions], [q.text for q in questions], self.device)
+        self.streams[at] = row_streams([q.seed for q in requests], [q.text for q in requests], self.device)
         self.step[at], self.reason[at], self.active[at] = 0, LENGTH, True
 
     @torch.inference_mode()
-    def answers(self, rows: Sequence[int]) -> list[Answer]:
+    def answers(self, rows: Sequence[int]) -> list[Completion]:
         """What rows have said."""
         at = torch.tensor(rows, device=self.device)
         told = zip(self.written[at].tolist(), self.step[at].tolist(), self.reason[at].tolist(), strict=True)
-        return [Answer(ids[:count], REASONS[reason]) for ids, count, reason in told]
+        return [Completion(ids[:count], REASONS[reason]) for ids, count, reason in told]
 
     # What the device does
 
     @torch.inference_mode()
-    def take_steps(self, count: int) -> None:
+    def decode_steps(self, count: int) -> None:
         """At most `count` tokens for every active row."""
         for _ in range(count):
-            self.choose()
+            self.sample_step()
             if self.device.type == "cpu":  # all rows are at one step; elsewhere a look would make the host wait
                 if not self.active.any():
                     return
                 self.slots.filled = int(self.slot[self.active].max()) + 1
             self.forward()
 
-    def read_prompts(self) -> None:
+    def prefill_step(self) -> None:
         """Read `prompt_ids` into the bank, and keep the logits that follow them."""
         width = self.shape.prompt_length
         slots = torch.arange(width, device=self.device).expand(self.shape.prompts, -1)
@@ -111,7 +117,7 @@ class Decoder:
             self.logits = logits.new_zeros(self.shape.rows, logits.shape[-1])
         self.prompt_logits.copy_(logits)
 
-    def choose(self) -> None:
+    def sample_step(self) -> None:
         """The next token of every active row, and what it means for the row."""
         finite = self.logits.isfinite().all(dim=-1)
         going = self.active & finite
@@ -129,7 +135,9 @@ class Decoder:
         length = self.slots.filled or self.shape.length
         self.logits.copy_(self._run(self.token[:, None], self.first, self.slot[:, None], length))
 
-    def _run(self, ids: Tensor, first: Tensor, slots: Tensor, length: int, view: View | None = None) -> Tensor:
+    def _run(
+        self, ids: Tensor, first: Tensor, slots: Tensor, length: int, view: ImageEmbeddings | None = None
+    ) -> Tensor:
         shown = ids == view.token_id if view and view.both_ways else None
         masks = attention_masks(self.config, first, slots, length, shown)
         outputs = self.model(
@@ -143,7 +151,7 @@ class Decoder:
         logits: Tensor = outputs.logits[:, -1]
         return logits
 
-    def _embed(self, ids: Tensor, view: View) -> Tensor:
+    def _embed(self, ids: Tensor, view: ImageEmbeddings) -> Tensor:
         """Embeddings of prompts [rows, width, hidden size], the picture's features where its tokens stand."""
         shown = ids == view.token_id
         embedded: Tensor = self.model.get_input_embeddings()(ids.masked_fill(shown, self.pad))

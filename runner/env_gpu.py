@@ -2,8 +2,6 @@
 
 import ctypes
 
-import torch
-
 # The oldest driver branch for each CUDA major version; within one, any driver runs any program (minor version
 # compatibility, NVIDIA's "CUDA Compatibility").
 DRIVERS = {12: "R525", 13: "R580"}
@@ -12,6 +10,8 @@ CPU_INSTEAD = "Or compute on the CPU: --device cpu."
 
 def why_no_gpu() -> str:
     """Why PyTorch finds no GPU here, and the way out."""
+    import torch
+
     return explain(driver_version(), torch.version.cuda)
 
 

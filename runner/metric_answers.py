@@ -86,7 +86,7 @@ class Claim:
     tentative: bool = False
 
 
-def is_right(question: str, answers: Sequence[str], output: str) -> bool:
+def is_right(request: str, answers: Sequence[str], output: str) -> bool:
     """Whether the answer that a text gives to a question is an accepted one; never, where none is accepted.
 
     Numbers count by value (".375" for 0.375, "1,000" for 1000, "eighty-five" for 85), a fraction by its own (10/12 for
@@ -94,7 +94,7 @@ def is_right(question: str, answers: Sequence[str], output: str) -> bool:
     typographic minus do not matter. Several different answers, a denied one, and a text that contradicts itself are
     wrong. English is assumed.
     """
-    return accepts(claims_of(question, output), answers)
+    return accepts(claims_of(request, output), answers)
 
 
 def accepts(claims: Sequence[Claim], answers: Sequence[str]) -> bool:
@@ -111,19 +111,19 @@ def accepts(claims: Sequence[Claim], answers: Sequence[str]) -> bool:
     return not any(claim.subject in subjects for claim, found in verdicts if not found)
 
 
-def claims_of(question: str, output: str) -> tuple[Claim, ...]:
+def claims_of(request: str, output: str) -> tuple[Claim, ...]:
     """What a text claims the answer to a question to be, in the order in which it does."""
     text = plain(output)
-    said = [sentence for sentence in sentences(text) if not _is_echo(sentence, question)]
+    said = [sentence for sentence in sentences(text) if not _is_echo(sentence, request)]
     while len(said) > 1 and _FILLER.match(said[0]) and not _RELATION.search(said[0]):
         del said[0]
-    asked = _content(question)
+    asked = _content(request)
     # A derivation ends with its result: "6 x 7 = 42. 5 + 42 = 47", "...; so it is 47".
     derived = len(said) > 1 and (bool(_CONCLUSION.match(said[-1])) or all("=" in sentence for sentence in said))
     claims: list[Claim] = []
     for number, sentence in enumerate(said):
         claims += _claims_in(sentence, asked, first=number == 0, last=derived and number == len(said) - 1)
-    claims += [Claim("", found, sure=True) for found in _filled(question, text)]
+    claims += [Claim("", found, sure=True) for found in _filled(request, text)]
     final = text.rsplit("\n", 1)[-1]
     if final != text and len(final.split()) < BARE_WORDS:
         claims.append(Claim("", final))
@@ -134,10 +134,10 @@ def _content(text: str) -> frozenset[str]:
     return frozenset(_CONTENT.findall(text.lower())) - _IDLE
 
 
-def _is_echo(sentence: str, question: str) -> bool:
+def _is_echo(sentence: str, request: str) -> bool:
     """Whether a sentence is a question, or says nothing but what was asked."""
     normal = " ".join(re.findall(r"\w+", sentence.lower()))
-    asked = " ".join(re.findall(r"\w+", question.lower()))
+    asked = " ".join(re.findall(r"\w+", request.lower()))
     long = len(normal.split()) >= SHORTEST_ECHO or _RELATION.search(sentence) is not None
     return sentence.endswith("?") or (long and normal in asked)
 
@@ -212,9 +212,9 @@ def _new_numbers(sentence: str, asked: frozenset[str]) -> str:
     )
 
 
-def _filled(question: str, text: str) -> list[str]:
+def _filled(request: str, text: str) -> list[str]:
     """What a text says where the question has a blank (at least two underscores), behind the same two words."""
-    before, blank, _ = question.partition("__")
+    before, blank, _ = request.partition("__")
     words = re.findall(r"[\w']+", before)[-2:]
     if not blank or len(words) < 2:  # noqa: PLR2004
         return []

@@ -23,7 +23,7 @@ SEES_BOTH_WAYS = {"gemma3"}  # tokens of a picture read each other in both direc
 
 
 @frozen(kw_only=True)
-class Sight:
+class ImageInputs:
     """What a model needs to see a picture: prompts encoded with it, and the token that stands for a feature."""
 
     digest: str
@@ -88,14 +88,14 @@ def encode_with_picture(processor: Any, text: str, picture: Image.Image) -> dict
     )
 
 
-def sight_of(config: Any, examples: Sequence[Mapping[str, Tensor]], digest: str) -> Sight:
+def image_inputs_of(config: Any, examples: Sequence[Mapping[str, Tensor]], digest: str) -> ImageInputs:
     """What the encoded inputs of some prompts say of the picture."""
     token_id = getattr(config, "image_token_id", None)
     token_id = config.image_token_index if token_id is None else token_id
     both_ways = config.model_type in SEES_BOTH_WAYS
-    return Sight(digest=digest, examples=examples, token_id=token_id, both_ways=both_ways)
+    return ImageInputs(digest=digest, examples=examples, token_id=token_id, both_ways=both_ways)
 
 
-def damages_sight(model: Any, targets: Iterable[Target]) -> bool:
+def damages_vision(model: Any, targets: Iterable[Target]) -> bool:
     """Whether some of these tensors are in the vision tower or the projector."""
     return not vision_of(model).keys().isdisjoint(target.name for target in targets)

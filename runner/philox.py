@@ -41,7 +41,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
-def stream_of(purpose: str, name: str) -> int:
+def stream_id(purpose: str, name: str) -> int:
     """The 64-bit stream number of a purpose ("damage", "sampling") and a name within it."""
     return int.from_bytes(hashlib.sha256(f"{purpose}\0{name}".encode()).digest()[:8], "little")
 

@@ -78,7 +78,7 @@ def summarise(measures: pl.DataFrame) -> pl.DataFrame:
     """
     levels = _with_reference(_samples(measures))
     samples = [_sample(*row) for row in zip(levels["metric"], levels["value"], levels["repeat_index"], strict=True)]
-    rows = [_describe(metric, of) for metric, of in zip(levels["metric"], samples, strict=True)]
+    rows = [_write_effect(metric, of) for metric, of in zip(levels["metric"], samples, strict=True)]
     effects = [
         _effect(metric, samples[reference], of, undamaged=kind == "undamaged", own=reference == row)
         for row, (metric, of, reference, kind) in enumerate(
@@ -115,7 +115,7 @@ def _sample(metric: str, values: pl.Series, repeats: pl.Series) -> Sample:
     return sample(np.split(numbers, np.flatnonzero(np.diff(repeats.to_numpy())) + 1))
 
 
-def _describe(metric: str, of: Sample) -> tuple[int, float, float | None, float | None, float | None]:
+def _write_effect(metric: str, of: Sample) -> tuple[int, float, float | None, float | None, float | None]:
     """Number of repeats, mean, its standard error and its interval, back on the metric's own scale."""
     low, high = interval(of) or (None, None)
     if metric not in LOGARITHMIC:

@@ -21,7 +21,7 @@ from runner.report_runs import Row, find_runs, same_models
 from runner.report_statistics import PER_MODEL
 from runner.results_layout import Record
 from runner.spec import find_shipped
-from runner.task_prompts import Prompt, load_prompts, read_prompts
+from runner.task_prompts import Prompt, load_prompts, prefill_step
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ KEPT = ("repeat_index", "seed", "prompt_id", "prompt_text", "output", "finish_re
 _LEVEL = ("run", "sweep", "damage")
 _LABELS = ("run", "sweep", "method", "group", "level", "damage", "repeat_index", "prompt_id")
 
-Question = tuple[Record, Prompt | None, Sequence[Sequence[str]]]
+Request = tuple[Record, Prompt | None, Sequence[Sequence[str]]]
 Numbers = dict[str, float | None]
 
 
@@ -80,7 +80,7 @@ def _known_prompts(own: Path | None) -> dict[str, Prompt]:
     shipped = find_shipped("prompts")
     known: dict[str, Prompt] = {}
     modules = (
-        [] if own is None else [read_prompts(path) for path in (sorted(own.glob("*.py")) if own.is_dir() else [own])]
+        [] if own is None else [prefill_step(path) for path in (sorted(own.glob("*.py")) if own.is_dir() else [own])]
     )
     for prompts in (*modules, *(load_prompts(path.stem, shipped) for path in sorted(shipped.glob("*.py")))):
         for prompt in prompts:
@@ -88,7 +88,7 @@ def _known_prompts(own: Path | None) -> dict[str, Prompt]:
     return known
 
 
-def _questions(rows: Sequence[Row], known: Mapping[str, Prompt]) -> Iterator[Question]:
+def _questions(rows: Sequence[Row], known: Mapping[str, Prompt]) -> Iterator[Request]:
     """Each record with its prompt and with the answers of the other prompts of its run and category."""
     asked: dict[str, dict[str, None]] = defaultdict(dict)  # in order
     for row in rows:
@@ -120,15 +120,15 @@ def _rivals(prompt: Prompt, others: Sequence[Prompt]) -> tuple[tuple[str, ...], 
     )
 
 
-def _in_parallel(questions: Sequence[Question]) -> list[Numbers]:
+def _in_parallel(requests: Sequence[Request]) -> list[Numbers]:
     """The measures of all records, on all cores.
 
     Raises:
         SetupError: a worker was ended from outside, by a lack of memory for instance.
     """
-    chunks = [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
+    chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
     workers = min(os.cpu_count() or 1, len(chunks))
-    logger.info("measuring %d texts", len(questions))
+    logger.info("measuring %d texts", len(requests))
     if workers <= 1:
         return [numbers for chunk in chunks for numbers in measure_all(chunk)]
     # Spawned: a fork would take along the threads of polars and torch in whatever state they are.
@@ -143,7 +143,7 @@ def _in_parallel(questions: Sequence[Question]) -> list[Numbers]:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[Question]]) -> list[Future[list[Numbers]]]:
+def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[Request]]) -> list[Future[list[Numbers]]]:
     """Hand out the chunks, to workers that do not see Ctrl-C: a terminal sends it to all, and one of us answers it.
 
     A worker inherits what the main thread blocks. Its start is not interrupted, or it would complain that its

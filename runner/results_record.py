@@ -24,7 +24,7 @@ def settings_of(spec: Spec) -> dict[str, Any]:
         "config_name": spec.name,
         "prompt_group": spec.name,
         "model_name": spec.model.id,
-        "model_variant": "it",  # of a run whose model has no chat template "base": see `scribe`
+        "model_variant": "it",  # of a run whose model has no chat template "base": see `writer`
         "dtype": spec.model.dtype,
         "load_4bit": spec.model.load_4bit,
         "usar_4bit": spec.model.load_4bit,  # the same under the reference code's name

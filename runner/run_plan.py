@@ -40,7 +40,7 @@ class Condition:
 
 
 @frozen
-class Job:
+class PendingCondition:
     """A condition and the prompts that it has not answered yet, by their 0-based index in the list of all prompts."""
 
     condition: Condition
@@ -48,19 +48,19 @@ class Job:
 
 
 @frozen
-class Visit:
+class WorkUnit:
     """One damaged model and all that it is still asked, by whichever conditions share its weights."""
 
-    jobs: tuple[Job, ...]
+    pending: tuple[PendingCondition, ...]
 
     @cached_property
-    def questions(self) -> list[tuple[Condition, int]]:
+    def requests(self) -> list[tuple[Condition, int]]:
         """Condition and prompt index of everything to ask; equal prompts stand together."""
-        pairs = [(job.condition, index) for job in self.jobs for index in job.prompt_indices]
+        pairs = [(pending.condition, index) for pending in self.pending for index in pending.prompt_indices]
         return sorted(pairs, key=lambda pair: pair[1])
 
 
-def conditions_of(spec: Spec) -> list[Condition]:
+def all_conditions(spec: Spec) -> list[Condition]:
     """Every condition: one method after the other, sweeps in the order of the spec, levels upwards in damage.
 
     The repeats of a level stand together, since those of a deterministic level share one damaged model.
@@ -84,24 +84,26 @@ def conditions_of(spec: Spec) -> list[Condition]:
     ]
 
 
-def jobs_of(conditions: Iterable[Condition], prompts: Sequence[Prompt], finished: set[Key]) -> list[Job]:
+def pending_conditions(
+    conditions: Iterable[Condition], prompts: Sequence[Prompt], finished: set[Key]
+) -> list[PendingCondition]:
     """The conditions with unanswered prompts. What two sweeps have in common is done once."""
     done = set(finished)
-    jobs = []
+    pending = []
     for condition in conditions:
         missing = tuple(i for i, prompt in enumerate(prompts) if condition.key(prompt.text) not in done)
         done.update(condition.key(prompts[i].text) for i in missing)
         if missing:
-            jobs.append(Job(condition, missing))
-    return jobs
+            pending.append(PendingCondition(condition, missing))
+    return pending
 
 
-def visits_of(jobs: Iterable[Job]) -> list[Visit]:
+def work_units(pending: Iterable[PendingCondition]) -> list[WorkUnit]:
     """Jobs in their order, those in a row whose damaged weights are equal as one visit."""
-    return [Visit(tuple(same)) for _, same in groupby(jobs, key=lambda job: job.condition.weights)]
+    return [WorkUnit(tuple(same)) for _, same in groupby(pending, key=lambda pending: pending.condition.weights)]
 
 
-def most_questions(conditions: Iterable[Condition], prompts: int) -> int:
+def most_requests(conditions: Iterable[Condition], prompts: int) -> int:
     """How many answers one damaged model gives at most, finished ones included."""
     sizes = [len(list(same)) for _, same in groupby(conditions, key=lambda condition: condition.weights)]
     return max(sizes) * prompts

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 from attrs import evolve, frozen
 
-from runner.damage_model import Patient
-from runner.decode_batch import Shape
+from runner.damage_model import DamagedModel
+from runner.decode_batch import BatchShape
 from runner.errors import SetupError, SpecError
 from runner.results_file import ResultsFile
 from runner.results_guard import Past, Witness, check_model, check_settings, check_tokens, past_of
@@ -19,13 +19,13 @@ from runner.results_open import key_of, open_results, read_records, results_path
 from runner.results_record import guarded_settings
 from runner.results_sidecar import read_sidecar
 from runner.run_identity import tokens_digest
-from runner.run_plan import Condition, Job, conditions_of, jobs_of, number_prompts
-from runner.run_setup import Lab
+from runner.run_plan import Condition, PendingCondition, all_conditions, number_prompts, pending_conditions
+from runner.run_setup import RunContext
 from runner.spec import Spec
 from runner.spec_sweep import Method
 from runner.spec_targets import BUILT_IN
 from runner.task_prompts import Prompt
-from runner.task_tokens import Material, Tokens, tokenise
+from runner.task_tokens import TaskInputs, Tokens, tokenise
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,14 @@ class Experiment:
 
     method: Method
     file: ResultsFile
-    jobs: Sequence[Job]
+    pending: Sequence[PendingCondition]
     past: Past
     prompt_ids: Mapping[str, int]  # by text
     force: bool
 
 
 def open_experiments(
-    spec: Spec, material: Material, results: Path, files: ExitStack, *, force: bool = False
+    spec: Spec, inputs: TaskInputs, results: Path, files: ExitStack, *, force: bool = False
 ) -> Iterator[Experiment]:
     """Open the file of every method in the spec and find what is missing in it.
 
@@ -51,7 +51,7 @@ def open_experiments(
         SpecError: the file was made under other settings.
         SetupError: the file cannot be had.
     """
-    conditions = conditions_of(spec)
+    conditions = all_conditions(spec)
     for method in dict.fromkeys(condition.method for condition in conditions):
         ours = [condition for condition in conditions if condition.method == method]
         path = results_path(results, method, spec.model.id, spec.suffix)
@@ -63,11 +63,11 @@ def open_experiments(
             file.keep(records)
         _warn_of_doubles(path, records)
         past = past_of(path, records, sidecar if records else {})
-        texts = [prompt.text for prompt in material.prompts]
+        texts = [prompt.text for prompt in inputs.prompts]
         numbers = number_prompts(texts, past.prompt_ids, _numbers_of_others(spec, results, method, force=force))
-        jobs = jobs_of(ours, material.prompts, {key_of(record) for record in records})
-        experiment = Experiment(method=method, file=file, jobs=jobs, past=past, prompt_ids=numbers, force=force)
-        yield guarded(experiment, partial(check_past_settings, past, records, spec, material))
+        pending = pending_conditions(ours, inputs.prompts, {key_of(record) for record in records})
+        experiment = Experiment(method=method, file=file, pending=pending, past=past, prompt_ids=numbers, force=force)
+        yield guarded(experiment, partial(check_past_settings, past, records, spec, inputs))
 
 
 def not_made_again(records: Sequence[dict[str, Any]], conditions: Sequence[Condition]) -> list[dict[str, Any]]:
@@ -76,42 +76,44 @@ def not_made_again(records: Sequence[dict[str, Any]], conditions: Sequence[Condi
     return [record for record in records if (record["param_group_name"], record["std_dev"]) not in again]
 
 
-def check_past_settings(past: Past, records: Sequence[Record], spec: Spec, material: Material) -> None:
+def check_past_settings(past: Past, records: Sequence[Record], spec: Spec, inputs: TaskInputs) -> None:
     """Refuse to go on with a file that was made under other settings.
 
     Raises:
         SpecError: with every difference.
     """
-    picture = material.picture.digest if material.picture else None
+    picture = inputs.picture.digest if inputs.picture else None
     check_settings(past.path, records, guarded_settings(spec), spec, past.sidecar, picture)
 
 
-def check_asked(past: Past, spec: Spec, material: Material, tokens: Tokens) -> None:
+def check_asked(past: Past, spec: Spec, inputs: TaskInputs, tokens: Tokens) -> None:
     """Refuse to go on with a file that was asked the same prompts by other tokens.
 
     Raises:
         SpecError: with every difference.
     """
-    ids = {prompt.text: row for prompt, row in zip(material.prompts, tokens.ids, strict=True)}
+    ids = {prompt.text: row for prompt, row in zip(inputs.prompts, tokens.ids, strict=True)}
     if past.prompts and ids.keys().isdisjoint(past.prompts):  # then one of the file's is tried for all
         text = min(past.prompts, key=len)
-        ids[text] = tokenise(spec, evolve(material, prompts=(Prompt(text),))).ids[0]
+        ids[text] = tokenise(spec, evolve(inputs, prompts=(Prompt(text),))).ids[0]
     lengths = {text: len(row) for text, row in ids.items()}
     digests = {text: tokens_digest(row) for text, row in ids.items()}
     perplexity = tokens_digest(tokens.perplexity_ids) if tokens.perplexity_ids else ""
     check_tokens(past, lengths, digests, perplexity)
 
 
-def check_same_model(past: Past, lab: Lab) -> None:
+def check_same_model(past: Past, context: RunContext) -> None:
     """Refuse to go on with a file of another model, also one of the same name; the model must be intact.
 
     Raises:
         SpecError: with every difference.
     """
-    facts = {"model": lab.model_facts(), "generation_config": lab.checkpoint_settings}
-    with Patient(lab.find_targets) as patient:
-        weights = {w: patient.damage(w.group, w.method, w.level, w.seed) for w in witnesses_of(past, lab.spec)}
-    check_model(past, facts, lab.model_digest, weights)
+    facts = {"model": context.model_facts(), "generation_config": context.checkpoint_settings}
+    with DamagedModel(context.resolve_targets) as damaged_model:
+        weights = {
+            w: damaged_model.damage(w.group, w.method, w.level, w.seed) for w in witnesses_of(past, context.spec)
+        }
+    check_model(past, facts, context.model_digest, weights)
 
 
 def witnesses_of(past: Past, spec: Spec) -> list[Witness]:
@@ -138,7 +140,7 @@ def guarded(experiment: Experiment, check: Callable[[], None]) -> Experiment:
     return experiment
 
 
-def static_shape(spec: Spec, token_ids: Sequence[Sequence[int]], last_record: Record | None, most: int) -> Shape:
+def static_shape(spec: Spec, token_ids: Sequence[Sequence[int]], last_record: Record | None, most: int) -> BatchShape:
     """The shape of every batch; that of an existing file is kept, so that a resumed run gives the same records.
 
     Only a lower `max_batch_size` makes it smaller. Whatever is not as asked, or not as before, is said.
@@ -161,7 +163,7 @@ def static_shape(spec: Spec, token_ids: Sequence[Sequence[int]], last_record: Re
         logger.warning("earlier records were made in batches of %d rows, from now on it is %d", before, rows)
     elif rows < most:
         logger.info("batches keep the %d rows of earlier records; --force starts over with %d", rows, most)
-    return Shape(rows=rows, prompt_length=max(before_length, longest), new_tokens=new_tokens)
+    return BatchShape(rows=rows, prompt_length=max(before_length, longest), new_tokens=new_tokens)
 
 
 def _numbers_of_others(spec: Spec, results: Path, method: Method, *, force: bool) -> dict[str, int]:

@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from attrs import frozen
 
-from runner.decode_packing import join_projections
+from runner.decode_packing import pack_projections
 from runner.decode_sampling import set_all_seeds
 from runner.errors import SetupError
 from runner.model_load import choose_device, end_tokens, load_model, locate, settings_not_applied
 from runner.model_placement import locate_weights, unpack_4bit
-from runner.model_vision import Sight
+from runner.model_vision import ImageInputs
 from runner.run_identity import model_digest, tokens_digest
 from runner.spec import Spec
 from runner.spec_targets import BUILT_IN, Selection
-from runner.target_groups import find_targets, is_tied, untie_where_asked
+from runner.target_groups import is_tied, resolve_targets, untie_where_asked
 from runner.target_tensor import Target
 from runner.task_prompts import Prompt
-from runner.task_tokens import Material, Tokens
+from runner.task_tokens import TaskInputs, Tokens
 
 logger = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
-class Lab:
+class RunContext:
     """What all conditions of a run share."""
 
     spec: Spec
@@ -35,7 +35,7 @@ class Lab:
     tokenizer: Any
     model: Any
     device: torch.device
-    sight: Sight | None  # of the picture, where there is one
+    image_inputs: ImageInputs | None  # of the picture, where there is one
     templated: bool  # whether the model has a chat template
     model_digest: str | None  # of the intact model; None where that cannot be read
     checkpoint_settings: Mapping[str, Any]  # the checkpoint's own: what ends an answer, and what is not applied
@@ -45,7 +45,7 @@ class Lab:
         """The digest of the text whose perplexity is measured, as the model reads it."""
         return tokens_digest(self.perplexity_ids) if self.perplexity_ids else None
 
-    def find_targets(self, group: str) -> Sequence[Target]:
+    def resolve_targets(self, group: str) -> Sequence[Target]:
         """The tensors of a condition's group."""
         return targets_of(self.model, self.spec, group)
 
@@ -60,7 +60,7 @@ class Lab:
         }
 
 
-def set_up(spec: Spec, material: Material, tokens: Tokens, groups: Iterable[str]) -> Lab:
+def prepare_run(spec: Spec, inputs: TaskInputs, tokens: Tokens, groups: Iterable[str]) -> RunContext:
     """Load the model; tokens come first, since they are the cheaper check."""
     set_all_seeds(spec.run.seed)
     device = choose_device(spec.model.device)
@@ -68,15 +68,15 @@ def set_up(spec: Spec, material: Material, tokens: Tokens, groups: Iterable[str]
     model = load_intact(spec, device)
     digest = model_digest(model)
     make_ready(model, spec, groups, device)
-    return Lab(
+    return RunContext(
         spec=spec,
-        prompts=material.prompts,
+        prompts=inputs.prompts,
         token_ids=tokens.ids,
         perplexity_ids=tokens.perplexity_ids,
         tokenizer=tokens.tokenizer,
         model=model,
         device=device,
-        sight=tokens.sight,
+        image_inputs=tokens.image_inputs,
         templated=tokens.templated,
         model_digest=digest,
         checkpoint_settings=checkpoint_settings(model, tokens.tokenizer),
@@ -105,7 +105,7 @@ def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.devi
     selections = [*spec.selections().values(), *(selection_of(spec, group) for group in groups)]
     untie_where_asked(model, selections)
     if device.type == "cuda":
-        join_projections(model)
+        pack_projections(model)
     for group in groups:
         targets = targets_of(model, spec, group)
         if spec.model.load_4bit:
@@ -114,7 +114,7 @@ def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.devi
 
 def targets_of(model: Any, spec: Spec, group: str) -> Sequence[Target]:
     """The tensors of a group, with weights that can be read and written wherever they are."""
-    return locate_weights(model, find_targets(model, selection_of(spec, group)))
+    return locate_weights(model, resolve_targets(model, selection_of(spec, group)))
 
 
 def selection_of(spec: Spec, label: str) -> Selection:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runner.damage_model import Patient
+from runner.damage_model import DamagedModel
 from runner.errors import SetupError
 from runner.model_load import choose_device
 from runner.results_guard import is_damage
@@ -39,8 +39,8 @@ def verify(results: Path, device: str | None = None) -> bool:
     model = load_intact(spec, place)
     same = _is_same_model(model, {r["model_digest"] for r in records if r.get("model_digest")})
     make_ready(model, spec, {group for group, *_ in recorded}, place)
-    with Patient(lambda group: targets_of(model, spec, group)) as patient:
-        different = [key for key, digests in recorded.items() if not _equal(patient, key, digests)]
+    with DamagedModel(lambda group: targets_of(model, spec, group)) as damaged_model:
+        different = [key for key, digests in recorded.items() if not _equal(damaged_model, key, digests)]
     logger.info("%s: %d damaged models, %d differ", results.name, len(recorded), len(different))
     return same and not different
 
@@ -77,9 +77,9 @@ def _is_same_model(model: Any, recorded: set[str]) -> bool:
     return False
 
 
-def _equal(patient: Patient, key: Damage, digests: set[str]) -> bool:
+def _equal(damaged_model: DamagedModel, key: Damage, digests: set[str]) -> bool:
     group, method, level, seed = key
-    digest = patient.damage(group, method, level, seed)
+    digest = damaged_model.damage(group, method, level, seed)
     equal = digests == {digest}
     log = logger.info if equal else logger.error
     log("%s %s %g seed %d: %s %s", method, group, level, seed, digest, "equal" if equal else f"was {sorted(digests)}")

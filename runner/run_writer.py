@@ -7,123 +7,123 @@ from typing import Any
 from attrs import frozen
 
 from runner import model_memory
-from runner.cli_console import Meter
-from runner.damage_effect import Evidence
-from runner.decode_batch import Answer, Shape
-from runner.decode_scheduler import Ended
+from runner.cli_console import Progress
+from runner.damage_effect import DamageEffect
+from runner.decode_batch import BatchShape, Completion
+from runner.decode_scheduler import FinishedBatch
 from runner.results_file import ResultsFile
 from runner.results_record import make_record
 from runner.results_sidecar import Sidecar
 from runner.run_identity import tokens_digest
-from runner.run_plan import Condition, Visit
-from runner.run_setup import Lab
+from runner.run_plan import Condition, WorkUnit
+from runner.run_setup import RunContext
 
 logger = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
-class Finding:
+class DamageReport:
     """What was found out about a damaged model before it was asked anything."""
 
-    visit: Visit
+    unit: WorkUnit
     digest: str
-    evidence: Evidence
+    evidence: DamageEffect
     baseline: str  # where it lies
     perplexity: float | None
 
 
 @frozen(kw_only=True)
-class Scribe:
+class RecordWriter:
     """Writes down everything about one results file."""
 
-    lab: Lab
+    context: RunContext
     file: ResultsFile
     sidecar: Sidecar
-    meter: Meter
+    progress: Progress
     prompt_ids: Mapping[str, int]
 
     def write(
-        self, new: Sequence[Finding], finding: Finding, ended: Ended, shape: Shape
+        self, new: Sequence[DamageReport], report: DamageReport, ended: FinishedBatch, shape: BatchShape
     ) -> list[tuple[Condition, int]]:
         """Write down what damage did to models that are `new`, and answers that ended together of one of them.
 
         Gives the questions that are thereby done.
         """
-        asked = finding.visit.questions
+        asked = report.unit.requests
         done = [asked[index] for index, _ in ended.answers]
-        used = model_memory.used_fraction(self.lab.device)
-        of_all = _tell_model(self.lab, finding) | {
+        used = model_memory.used_fraction(self.context.device)
+        of_all = _model_fields(self.context, report) | {
             "duration": ended.seconds / len(done),
             "vram_usage_percent": None if used is None else 100 * used,
         }
-        identity = _tell_identity(self.lab)
+        identity = _identity_fields(self.context)
         records = [
             make_record(
-                self.lab.spec,
+                self.context.spec,
                 condition,
-                self._tell_answer(index, shape, answer)
+                self._completion_fields(index, shape, answer)
                 | of_all
-                | {"prompt_digest": tokens_digest(self.lab.token_ids[index])}
+                | {"prompt_digest": tokens_digest(self.context.token_ids[index])}
                 | identity,
             )
             for (condition, index), (_, answer) in zip(done, ended.answers, strict=True)
         ]
         self.file.begin(records)  # before the sidecar, which could otherwise be that of another file by now
         for one in new:
-            self._describe(one)
+            self._write_effect(one)
         self.file.append(records)
-        self.meter.batch_done([condition for condition, _ in done], records, ended.seconds)
+        self.progress.batch_done([condition for condition, _ in done], records, ended.seconds)
         model_memory.check(used)
         return done
 
-    def _describe(self, finding: Finding) -> None:
+    def _write_effect(self, report: DamageReport) -> None:
         """Say in the sidecar what the damage of a visit's conditions did."""
-        self.sidecar.add_evidence([_evidence_row(job.condition, finding) for job in finding.visit.jobs])
-        first, distinct = finding.visit.jobs[0].condition, finding.evidence.distinct_values
+        self.sidecar.add_evidence([_effect_row(pending.condition, report) for pending in report.unit.pending])
+        first, distinct = report.unit.pending[0].condition, report.evidence.distinct_values
         if first.repeat_index == 0 and distinct is not None and distinct < first.level:
-            dtype = self.lab.spec.model.dtype
+            dtype = self.context.spec.model.dtype
             logger.warning("%s: %s holds %d distinct values of %g", first, dtype, distinct, first.level)
 
-    def _tell_answer(self, index: int, shape: Shape, answer: Answer) -> dict[str, Any]:
+    def _completion_fields(self, index: int, shape: BatchShape, answer: Completion) -> dict[str, Any]:
         """What a record says of a prompt and its answer."""
-        lab = self.lab
-        text = lab.prompts[index].text
+        context = self.context
+        text = context.prompts[index].text
         return {
-            "device": str(lab.device),
+            "device": str(context.device),
             "prompt_id": self.prompt_ids[text],
             "prompt_text": text,
-            "output": lab.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            "output": context.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             "tokens": len(answer.token_ids),
             "tokens_out": len(answer.token_ids),
-            "tokens_in": len(lab.token_ids[index]),
+            "tokens_in": len(context.token_ids[index]),
             "finish_reason": answer.finish_reason,
             "batch_size_effective": shape.rows,
             "padded_length": shape.prompt_length,
         }
 
 
-def _tell_model(lab: Lab, finding: Finding) -> dict[str, Any]:
+def _model_fields(context: RunContext, report: DamageReport) -> dict[str, Any]:
     """What a record says of the damaged model."""
-    measured = {"perplexity": finding.perplexity} if lab.spec.perplexity.compute else {}
-    return {"model_variant": "it" if lab.templated else "base", "weights_digest": finding.digest, **measured}
+    measured = {"perplexity": report.perplexity} if context.spec.perplexity.compute else {}
+    return {"model_variant": "it" if context.templated else "base", "weights_digest": report.digest, **measured}
 
 
-def _tell_identity(lab: Lab) -> dict[str, Any]:
+def _identity_fields(context: RunContext) -> dict[str, Any]:
     """What exactly was damaged, shown and measured, as digests."""
     return {
-        "model_digest": lab.model_digest,
-        "image_digest": lab.sight.digest if lab.sight else None,
-        "perplexity_digest": lab.perplexity_digest,
+        "model_digest": context.model_digest,
+        "image_digest": context.image_inputs.digest if context.image_inputs else None,
+        "perplexity_digest": context.perplexity_digest,
     }
 
 
-def _evidence_row(condition: Condition, finding: Finding) -> dict[str, Any]:
+def _effect_row(condition: Condition, report: DamageReport) -> dict[str, Any]:
     row = {
         "method": condition.method,
         "group": condition.group,
         "level": condition.level,
         "repeat_index": condition.repeat_index,
-        "weights_digest": finding.digest,
-        "baseline": finding.baseline,
+        "weights_digest": report.digest,
+        "baseline": report.baseline,
     }
-    return row | finding.evidence.as_table()
+    return row | report.evidence.as_table()

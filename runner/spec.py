@@ -117,7 +117,7 @@ def _groups_known(spec: "Spec") -> Iterator[str]:
 def _layers_of_one(spec: "Spec") -> Iterator[str]:
     for index, sweep in enumerate(spec.sweeps):
         group = getattr(sweep, "group", None)
-        both = group == "reference_attn" or getattr(spec.groups.get(str(group)), "component", None) == "all"
+        both = group == "reference_attn" or getattr(spec.groups.get(str(group)), "tower", None) == "all"
         if getattr(sweep, "layers", None) is not None and both:
             yield f"sweeps[{index}].layers: {group} has layers of text and of vision: define a group of one"
 

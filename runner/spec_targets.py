@@ -9,11 +9,11 @@ from attrs import field, frozen
 from runner.spec_converter import NOT_EMPTY, Rule, refuse_contradictions
 
 # What a parameter does. `head` is the output head, `decoder` everything in it, `vision_v` the vision tower's values.
-Role = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "norms", "head", "decoder", "vision_v"]
+Component = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "norms", "head", "decoder", "vision_v"]
 Tied = Literal["both", "input", "output"]
-Component = Literal["text", "vision", "all"]
+Tower = Literal["text", "vision", "all"]
 
-BUILT_IN: dict[str, tuple[Role, ...]] = {
+BUILT_IN: dict[str, tuple[Component, ...]] = {
     "attn_only": ("v",),
     "mlp_only": ("gate", "up", "down"),
     "embed_only": ("embed",),
@@ -65,8 +65,8 @@ def layers_in(text: str, count: int) -> frozenset[int]:
 
 
 def _one_stack(group: "Group") -> Iterator[str]:
-    if group.layers is not None and group.component == "all":
-        yield 'layers could be those of text or vision: give component = "text" or "vision"'
+    if group.layers is not None and group.tower == "all":
+        yield 'layers could be those of text or vision: give tower = "text" or "vision"'
 
 
 @frozen(kw_only=True)
@@ -78,7 +78,7 @@ class Group:
     include: Annotated[Patterns, NOT_EMPTY]
     exclude: Patterns = ()
     layers: Layers | None = None
-    component: Component = "text"
+    tower: Tower = "text"
 
     def __attrs_post_init__(self) -> None:
         """Refuse layers of two stacks at once."""

@@ -10,12 +10,12 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from runner.errors import SpecError
-from runner.spec_targets import Role
-from runner.target_tensor import Part, Target
+from runner.spec_targets import Component
+from runner.target_tensor import Target, UnitSet
 
 
 @frozen
-class Place:
+class WeightLocation:
     """A tensor, or a part of it: slices `start` to `stop` of the `size` equal ones in each of `repeats` stretches.
 
     The weights of a fused tensor repeat along its flat storage, once per head, expert or row, as their layout says.
@@ -41,24 +41,27 @@ class Place:
                 f"{self.name} {list(weight.shape)} does not fall into {self.repeats} x {self.size} equal parts, "
                 "as the model's configuration says"
             )
-        return Target(self.name, weight, Part(size=self.size, inner=inner, start=self.start, stop=self.stop))
+        return Target(self.name, weight, UnitSet(size=self.size, inner=inner, start=self.start, stop=self.stop))
 
 
-InLayer = dict[Role, Place]
-Roles = Mapping[Role, tuple[Place, ...]]
+InLayer = dict[Component, WeightLocation]
+Roles = Mapping[Component, tuple[WeightLocation, ...]]
 
 ATTENTION: InLayer = {
-    "q": Place("self_attn.q_proj.weight"),
-    "k": Place("self_attn.k_proj.weight"),
-    "v": Place("self_attn.v_proj.weight"),
-    "o": Place("self_attn.o_proj.weight"),
+    "q": WeightLocation("self_attn.q_proj.weight"),
+    "k": WeightLocation("self_attn.k_proj.weight"),
+    "v": WeightLocation("self_attn.v_proj.weight"),
+    "o": WeightLocation("self_attn.o_proj.weight"),
 }
 MLP: InLayer = {
-    "gate": Place("mlp.gate_proj.weight"),
-    "up": Place("mlp.up_proj.weight"),
-    "down": Place("mlp.down_proj.weight"),
+    "gate": WeightLocation("mlp.gate_proj.weight"),
+    "up": WeightLocation("mlp.up_proj.weight"),
+    "down": WeightLocation("mlp.down_proj.weight"),
 }
-DENSE_MLP: InLayer = {"up": Place("mlp.dense_h_to_4h.weight"), "down": Place("mlp.dense_4h_to_h.weight")}
+DENSE_MLP: InLayer = {
+    "up": WeightLocation("mlp.dense_h_to_4h.weight"),
+    "down": WeightLocation("mlp.dense_4h_to_h.weight"),
+}
 BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
 AROUND_BOTH = (*BEFORE_BOTH, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -92,12 +95,12 @@ def _stacked(
     outer_norms: tuple[str, ...] = ("norm",),
 ) -> Roles:
     """The roles of a whole decoder from those in each layer; `norms` stand in a layer, `outer_norms` outside."""
-    found: dict[Role, tuple[Place, ...]] = {"embed": (Place(f"{embed}.weight"),)}
+    found: dict[Component, tuple[WeightLocation, ...]] = {"embed": (WeightLocation(f"{embed}.weight"),)}
     for index, layer in enumerate(layers):
         for role, place in layer.items():
             found[role] = (*found.get(role, ()), evolve(place, name=f"{stack}.{index}.{place.name}"))
     inner = [f"{stack}.{index}.{norm}" for index in range(len(layers)) for norm in norms]
-    found["norms"] = tuple(Place(f"{norm}.weight") for norm in (*inner, *outer_norms))
+    found["norms"] = tuple(WeightLocation(f"{norm}.weight") for norm in (*inner, *outer_norms))
     return found
 
 
@@ -105,12 +108,12 @@ def _llama_like(config: Any) -> Roles:
     return _stacked([ATTENTION | MLP] * config.num_hidden_layers, LLAMA_LIKE[config.model_type])
 
 
-def _fused(name: str, sizes: Mapping[Role, int], repeats: int = 1) -> InLayer:
+def _fused(name: str, sizes: Mapping[Component, int], repeats: int = 1) -> InLayer:
     """The parts of a fused tensor that follow one another in each of its stretches, each so many slices long."""
     places: InLayer = {}
     start = 0
     for role, size in sizes.items():
-        places[role] = Place(name, repeats, sum(sizes.values()), start, start + size)
+        places[role] = WeightLocation(name, repeats, sum(sizes.values()), start, start + size)
         start += size
     return places
 
@@ -131,9 +134,9 @@ def _gpt2(config: Any) -> Roles:
     """Stored transposed, [in, out]: each row of `c_attn` holds the columns of query, then key, then value."""
     layer = {
         **_fused("attn.c_attn.weight", {"q": 1, "k": 1, "v": 1}, repeats=config.hidden_size),
-        "o": Place("attn.c_proj.weight"),
-        "up": Place("mlp.c_fc.weight"),
-        "down": Place("mlp.c_proj.weight"),
+        "o": WeightLocation("attn.c_proj.weight"),
+        "up": WeightLocation("mlp.c_fc.weight"),
+        "down": WeightLocation("mlp.c_proj.weight"),
     }
     layers = [layer] * config.num_hidden_layers
     return _stacked(layers, ("ln_1", "ln_2"), stack="h", embed="wte", outer_norms=("ln_f",))
@@ -142,7 +145,7 @@ def _gpt2(config: Any) -> Roles:
 def _gpt_neox(config: Any) -> Roles:
     """For each head the rows of query, key and value."""
     fused = _fused("attention.query_key_value.weight", {"q": 1, "k": 1, "v": 1}, config.num_attention_heads)
-    layer = {**fused, "o": Place("attention.dense.weight"), **DENSE_MLP}
+    layer = {**fused, "o": WeightLocation("attention.dense.weight"), **DENSE_MLP}
     return _stacked([layer] * config.num_hidden_layers, embed="embed_in", outer_norms=("final_layer_norm",))
 
 
@@ -155,7 +158,7 @@ def _falcon(config: Any) -> Roles:
         fused = _fused(name, {"q": heads, "k": 1, "v": 1})
     else:
         fused = _fused(name, {"q": 1, "k": 1, "v": 1}, heads)
-    layer = {**fused, "o": Place("self_attention.dense.weight"), **DENSE_MLP}
+    layer = {**fused, "o": WeightLocation("self_attention.dense.weight"), **DENSE_MLP}
     parallel_norms = config.num_ln_in_parallel_attn or (2 if config.new_decoder_architecture else 1)
     norms: tuple[str, ...] = BEFORE_BOTH
     if config.parallel_attn:
@@ -166,9 +169,9 @@ def _falcon(config: Any) -> Roles:
 
 def _opt(config: Any) -> Roles:
     layer = ATTENTION | {
-        "o": Place("self_attn.out_proj.weight"),
-        "up": Place("fc1.weight"),
-        "down": Place("fc2.weight"),
+        "o": WeightLocation("self_attn.out_proj.weight"),
+        "up": WeightLocation("fc1.weight"),
+        "down": WeightLocation("fc2.weight"),
     }
     has_last = config.do_layer_norm_before and not config._remove_final_layer_norm  # noqa: SLF001 - a key of config.json
     norms = ("self_attn_layer_norm", "final_layer_norm") if config.layer_norm_elementwise_affine else ()
@@ -176,7 +179,7 @@ def _opt(config: Any) -> Roles:
     return _stacked([layer] * config.num_hidden_layers, norms, outer_norms=outer)
 
 
-EXPERTS: InLayer = {"down": Place("mlp.experts.down_proj")}
+EXPERTS: InLayer = {"down": WeightLocation("mlp.experts.down_proj")}
 
 
 def _mixtral(config: Any) -> Roles:

@@ -15,13 +15,13 @@ from attrs import evolve
 
 from runner.errors import SpecError
 from runner.spec_targets import BUILT_IN, Group, Selection, layers_in
-from runner.target_families import FAMILIES, Place
-from runner.target_tensor import Part, Target
+from runner.target_families import FAMILIES, WeightLocation
+from runner.target_tensor import Target, UnitSet
 
 Named = Mapping[str, torch.nn.Parameter]
 
 
-def find_targets(model: Any, selection: Selection) -> tuple[Target, ...]:
+def resolve_targets(model: Any, selection: Selection) -> tuple[Target, ...]:
     """The tensors of a selection, in the order of the model, layers ascending, by their canonical name.
 
     The name is relative to the text decoder, whether that stands alone or inside a multimodal model; that of a vision
@@ -36,7 +36,7 @@ def find_targets(model: Any, selection: Selection) -> tuple[Target, ...]:
     else:
         found = _of_patterns(model, selection.group, selection.definition)
     if selection.layers is not None:
-        vision = selection.definition is not None and selection.definition.component == "vision"
+        vision = selection.definition is not None and selection.definition.tower == "vision"
         found = _in_layers(model, found, selection.layers, f"{selection.key}.layers", vision=vision)
     order = {name: index for index, name in enumerate([*text_of(model), *head_of(model), *vision_of(model)])}
     merged = [_merged(name, [target for target in found if target.name == name]) for name in {t.name for t in found}]
@@ -115,7 +115,7 @@ def _built_in(model: Any, group: str) -> list[Target]:
     return found
 
 
-def _check_count(group: str, places: Sequence[Place], text: Named, layers: int) -> None:
+def _check_count(group: str, places: Sequence[WeightLocation], text: Named, layers: int) -> None:
     """Refuse a model that has other tensors of these names than its configuration explains."""
     expected = {place.name for place in places}
     patterns = {_folded(name) for name in expected}
@@ -143,34 +143,34 @@ def _vision_values(model: Any, group: str) -> list[Target]:
 
 def _of_patterns(model: Any, name: str, group: Group) -> list[Target]:
     """What a group of one's own includes, less what it excludes."""
-    named = {**text_of(model), **head_of(model)} if group.component != "vision" else {}
-    if group.component != "text":
+    named = {**text_of(model), **head_of(model)} if group.tower != "vision" else {}
+    if group.tower != "text":
         named |= vision_of(model)
     found: list[Target] = []
     for pattern in group.include:
         if pattern in BUILT_IN:
             meant = Selection(group=pattern)
-            matches = [target for target in find_targets(model, meant) if target.name in named]
+            matches = [target for target in resolve_targets(model, meant) if target.name in named]
         else:
             matches = _whole(named, pattern)
-        found += matches or _nothing(f"groups.{name}.include", pattern, named, group.component)
+        found += matches or _nothing(f"groups.{name}.include", pattern, named, group.tower)
     for pattern in group.exclude:
         kept = [target for target in found if not fnmatchcase(target.name, pattern)]
         if len(kept) == len(found):
-            _nothing(f"groups.{name}.exclude", pattern, {t.name: t.weight for t in found}, group.component)
+            _nothing(f"groups.{name}.exclude", pattern, {t.name: t.weight for t in found}, group.tower)
         found = kept
     if not found:
         raise SpecError(f"groups.{name}.exclude: {list(group.exclude)} leaves nothing of {list(group.include)}")
     if group.layers is not None:
-        return _in_layers(model, found, group.layers, f"groups.{name}.layers", vision=group.component == "vision")
+        return _in_layers(model, found, group.layers, f"groups.{name}.layers", vision=group.tower == "vision")
     return found
 
 
-def _nothing(key: str, pattern: str, named: Mapping[str, Any], component: str) -> list[Target]:
+def _nothing(key: str, pattern: str, named: Mapping[str, Any], tower: str) -> list[Target]:
     """Refuse a pattern without a match."""
     near = get_close_matches(_folded(pattern), [*BUILT_IN, *{_folded(name): None for name in named}], n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise SpecError(f"{key}: {pattern!r} matches nothing{hint} In {component} there is:\n  {_shapes_of(named)}")
+    raise SpecError(f"{key}: {pattern!r} matches nothing{hint} In {tower} there is:\n  {_shapes_of(named)}")
 
 
 def _in_layers(model: Any, targets: Iterable[Target], layers: str, key: str, *, vision: bool) -> list[Target]:
@@ -198,7 +198,7 @@ def _merged(name: str, targets: Sequence[Target]) -> Target:
     if chosen != list(range(chosen[0], chosen[-1] + 1, step)):
         raise SpecError(f"{name}: the chosen parts of this fused tensor are not adjacent; give each a sweep of its own")
     whole = len(chosen) == parts[0].size
-    union = Part(size=parts[0].size, inner=parts[0].inner, start=chosen[0], stop=chosen[-1] + 1, step=step)
+    union = UnitSet(size=parts[0].size, inner=parts[0].inner, start=chosen[0], stop=chosen[-1] + 1, step=step)
     return evolve(first, part=None if whole else union)
 
 

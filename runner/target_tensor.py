@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @frozen(kw_only=True)
-class Part:
+class UnitSet:
     """Some of the weights of a fused tensor.
 
     Read the tensor's flat storage as [..., size, inner]; the part is `range(start, stop, step)` along the axis of
@@ -34,7 +34,7 @@ class Target:
 
     name: str
     weight: Tensor
-    part: Part | None = None
+    part: UnitSet | None = None
 
     @property
     def count(self) -> int:

@@ -14,7 +14,7 @@ from runner.errors import DegradeError, SetupError, SpecError
 from runner.model_files import Source, in_words
 from runner.model_load import load_config, load_processor, load_tokenizer, locate
 from runner.model_positions import check_family, check_length
-from runner.model_vision import Sight, check_takes_pictures, encode_with_picture, picture_words, sight_of
+from runner.model_vision import ImageInputs, check_takes_pictures, encode_with_picture, image_inputs_of, picture_words
 from runner.spec import Spec
 from runner.task_image import Picture, find_picture, load_picture
 from runner.task_prompts import Prompt, load_prompts
@@ -25,7 +25,7 @@ FEWEST_TOKENS = 2  # of a text with a perplexity: the first token is given, so t
 
 
 @frozen
-class Material:
+class TaskInputs:
     """What the model is asked, and the picture that it is shown with every prompt."""
 
     prompts: tuple[Prompt, ...]
@@ -40,17 +40,17 @@ class Tokens:
     tokenizer: Any
     templated: bool  # by a chat template; else prompts are plain text that the model continues
     perplexity_ids: Sequence[int] = ()  # of the text whose perplexity is measured
-    sight: Sight | None = None
+    image_inputs: ImageInputs | None = None
 
 
-def check(spec: Spec, spec_folder: Path) -> Material:
+def check(spec: Spec, spec_folder: Path) -> TaskInputs:
     """Prompts and picture of a spec, after everything that can be refused without a model."""
     prompts = load_prompts(spec.prompts, spec_folder)
     picture = load_picture(find_picture(spec.image.path, spec_folder)) if spec.image.enabled else None
-    return Material(prompts, picture)
+    return TaskInputs(prompts, picture)
 
 
-def tokenise(spec: Spec, material: Material) -> Tokens:
+def tokenise(spec: Spec, inputs: TaskInputs) -> Tokens:
     """Every prompt as tokens.
 
     Raises:
@@ -60,25 +60,25 @@ def tokenise(spec: Spec, material: Material) -> Tokens:
     """
     source = locate(spec.model)
     with in_words(source.path):  # whatever the files of a model make libraries, or the checks below, stumble over
-        return _tokenise(spec, material, source)
+        return _tokenise(spec, inputs, source)
 
 
-def _tokenise(spec: Spec, material: Material, source: Source) -> Tokens:
-    prompts = material.prompts
+def _tokenise(spec: Spec, inputs: TaskInputs, source: Source) -> Tokens:
+    prompts = inputs.prompts
     config = load_config(source)
     check_family(config)
     _check_characters(prompts)
-    sight = None
+    image_inputs = None
     with clock_of_templates(spec.run.date):
-        if material.picture is None:
+        if inputs.picture is None:
             tokenizer = load_tokenizer(source)
             ids = [encode(tokenizer, prompt.text) for prompt in prompts]
         else:
             check_takes_pictures(config)
             processor = load_processor(source)
             tokenizer = processor.tokenizer
-            ids, sight = _with_picture(config, processor, prompts, material.picture)
-    if not tokenizer.chat_template and sight is None:
+            ids, image_inputs = _with_picture(config, processor, prompts, inputs.picture)
+    if not tokenizer.chat_template and image_inputs is None:
         logger.warning("%s has no chat template: the model continues each prompt as plain text", spec.model.id)
     _warn_of_special_tokens(tokenizer, prompts)
     _check_vocabulary(config, tokenizer, prompts, ids)
@@ -87,9 +87,9 @@ def _tokenise(spec: Spec, material: Material, source: Source) -> Tokens:
     return Tokens(
         ids=ids,
         tokenizer=tokenizer,
-        templated=sight is not None or bool(tokenizer.chat_template),
+        templated=image_inputs is not None or bool(tokenizer.chat_template),
         perplexity_ids=_perplexity_ids(spec, config, tokenizer),
-        sight=sight,
+        image_inputs=image_inputs,
     )
 
 
@@ -153,7 +153,7 @@ def _templated(apply: Callable[[], Any], text: str) -> Any:
 
 def _with_picture(
     config: Any, processor: Any, prompts: Sequence[Prompt], picture: Picture
-) -> tuple[list[list[int]], Sight]:
+) -> tuple[list[list[int]], ImageInputs]:
     """The token ids of prompts that show a picture, and what the model needs to see it."""
     _check_words(prompts, picture_words(processor))
 
@@ -162,9 +162,9 @@ def _with_picture(
         return _templated(lambda: encode_with_picture(processor, text, picture.image), text)
 
     ids = [encoded(index)["input_ids"][0].tolist() for index in range(len(prompts))]
-    sight = sight_of(config, [encoded(index) for index in longest_and_shortest(ids)], picture.digest)
-    _check_places(prompts, ids, sight.token_id)
-    return ids, sight
+    image_inputs = image_inputs_of(config, [encoded(index) for index in longest_and_shortest(ids)], picture.digest)
+    _check_places(prompts, ids, image_inputs.token_id)
+    return ids, image_inputs
 
 
 def _perplexity_ids(spec: Spec, config: Any, tokenizer: Any) -> list[int]:

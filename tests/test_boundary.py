@@ -26,7 +26,7 @@ from runner.model_files import build_on_meta
 from runner.model_load import choose_device, load_config, load_model, locate, quieten
 from runner.spec import Model, dump_toml, load_spec, to_tables
 from runner.task_prompts import Prompt, check_files
-from runner.task_tokens import Material, tokenise
+from runner.task_tokens import TaskInputs, tokenise
 
 MUTATED_SPECS, MUTATED_CHECKPOINTS = 5000, 2000
 MOST_SECONDS = 10
@@ -207,7 +207,7 @@ tied = "input"
 levels = [64, 4]
 [groups.mine]
 include = ["v_proj", "layers.*.mlp.*"]
-component = "text"
+tower = "text"
 [generation]
 temperature = 1.0
 max_batch_size = "auto"
@@ -351,7 +351,7 @@ def test_any_checkpoint_is_loaded_or_refused(checkpoints: dict[str, Path], tmp_p
         before, started = digest_of(folder), time.monotonic()
         try:
             source = locate(Model(id=str(folder)))
-            tokenise(spec, Material((Prompt("Who?"), Prompt("Where are we going?")), None))
+            tokenise(spec, TaskInputs((Prompt("Who?"), Prompt("Where are we going?")), None))
             if name in {"config.json", "generation_config.json"}:
                 build_on_meta(load_config(source))
                 load_model(source, "float32", choose_device("cpu"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from runner import damage_methods as damages
 from runner import philox, target_groups
 from runner.damage_methods import damage, keep_baseline, restore
-from runner.damage_model import Patient
+from runner.damage_model import DamagedModel
 from runner.errors import SpecError
 from runner.model_load import Source, load_model
 from runner.spec_sweep import Method
@@ -70,7 +70,7 @@ def test_level_zero_is_the_baseline_bit_for_bit(method: Method, dtype: torch.dty
 def test_gauss_is_the_formula_in_float32_rounded_once(dtype: torch.dtype, sigma: float) -> None:
     """W * (1 + sigma * z), every operation in float32 and one rounding at the end, as NumPy computes it."""
     weight = random_weight(64, 80, dtype=dtype)
-    z = philox.normals(SEED, philox.stream_of("damage", NAME), 0, weight.numel()).reshape(64, 80)
+    z = philox.normals(SEED, philox.stream_id("damage", NAME), 0, weight.numel()).reshape(64, 80)
     expected = torch.from_numpy(weight.float().numpy() * (np.float32(1) + np.float32(sigma) * z)).to(dtype)
     found = damaged(weight, "mult_gauss", sigma)
     assert same_bits(found, expected), (found - expected).abs().max()
@@ -105,7 +105,7 @@ def test_ablation_zeroes_the_fraction_that_is_asked_for_and_nests() -> None:
 def test_ablation_compares_exact_numbers(dtype: torch.dtype) -> None:
     """A weight is zero if and only if word / 2**32 < p in exact arithmetic, at p just beside its word as well."""
     weight = random_weight(300, dtype=dtype)
-    words = philox.words(SEED, philox.stream_of("damage", NAME), 0, 300).tolist()
+    words = philox.words(SEED, philox.stream_id("damage", NAME), 0, 300).tolist()
     edges = [words[7] / 2**32, np.nextafter(words[7] / 2**32, 1), (words[7] + 1) / 2**32, words[8] / 2**32]
     for p in (0.1, 0.3, 2.0**-33, 1 - 2.0**-40, *map(float, edges)):
         expected = torch.tensor([Fraction(word, 2**32) < Fraction(p) for word in words])
@@ -212,13 +212,13 @@ def model(checkpoints: dict[str, Path]) -> torch.nn.Module:
     return load_model(Source(str(checkpoints["llama"]), {}), "bfloat16", torch.device("cpu"))
 
 
-def patient_of(model: torch.nn.Module) -> Patient:
+def patient_of(model: torch.nn.Module) -> DamagedModel:
     """A patient whose groups are those of the spec."""
 
     def find(group: str) -> tuple[Target, ...]:
-        return target_groups.find_targets(model, Selection(group=group))
+        return target_groups.resolve_targets(model, Selection(group=group))
 
-    return Patient(find)
+    return DamagedModel(find)
 
 
 def changed(model: torch.nn.Module, before: dict[str, Tensor]) -> set[str]:
@@ -260,7 +260,7 @@ def test_a_patient_changes_groups_cleanly(model: torch.nn.Module) -> None:
 
 def test_a_patient_is_damaged_once_per_state(model: torch.nn.Module) -> None:
     """Repeats of a deterministic level find the model as it is; a mark on a weight outlives them, and only them."""
-    weight = target_groups.find_targets(model, Selection(group="attn_only"))[0].weight
+    weight = target_groups.resolve_targets(model, Selection(group="attn_only"))[0].weight
     with patient_of(model) as patient:
         for method, level in (("uni_quant", 4), ("mult_gauss", 0.0), ("ablation", 0.0)):
             patient.damage("attn_only", method, level, SEED)

@@ -12,7 +12,7 @@ from runner.damage_methods import damage, keep_baseline, restore
 from runner.errors import SpecError
 from runner.spec_targets import Selection
 from runner.target_families import FAMILIES
-from runner.target_groups import find_targets, is_tied
+from runner.target_groups import is_tied, resolve_targets
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -82,7 +82,7 @@ def build(case: str) -> torch.nn.Module:
 
 def targets_of(model: torch.nn.Module, group: str, **options: Any) -> list[Any]:
     """The targets of a group."""
-    return list(find_targets(model, Selection(group=group, **options)))
+    return list(resolve_targets(model, Selection(group=group, **options)))
 
 
 def ablate(model: torch.nn.Module, group: str) -> Any:

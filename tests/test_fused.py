@@ -10,16 +10,16 @@ SCRIPT = """
 import torch
 import transformers
 from tiny import TEXT, build
-from runner.decode_step import Decoder
+from runner.decode_step import DecodeState
 from runner.decode_fused import FusedStep
-from runner.decode_packing import join_projections
-from runner.decode_batch import Question, Shape
+from runner.decode_packing import pack_projections
+from runner.decode_batch import Request, BatchShape
 from runner.decode_sampling import Sampling
 
-SHAPE = Shape(rows=3, prompt_length=30, new_tokens=6)
+SHAPE = BatchShape(rows=3, prompt_length=30, new_tokens=6)
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 SAMPLED = Sampling(do_sample=True, temperature=0.7, top_k=50, top_p=0.9)
-QUESTIONS = [Question([5 + i * j % 50 for j in range(5 + 11 * i)], f"q{i}", i) for i in range(3)]
+QUESTIONS = [Request([5 + i * j % 50 for j in range(5 + 11 * i)], f"q{i}", i) for i in range(3)]
 
 
 def llama():
@@ -50,7 +50,7 @@ def qwen3():
 
 
 def decode(decoder, step):
-    decoder.fill_bank([question.token_ids for question in QUESTIONS])
+    decoder.prefill([question.token_ids for question in QUESTIONS])
     decoder.seat(range(3), range(3), QUESTIONS)
     seen = []
     with torch.inference_mode():
@@ -61,7 +61,7 @@ def decode(decoder, step):
 
 
 def plainly(decoder):
-    decoder.choose()
+    decoder.sample_step()
     decoder.forward()
 
 
@@ -69,9 +69,9 @@ torch.manual_seed(1)
 for make in (llama, gemma3, mistral, qwen2, qwen3):
     model = make().eval()
     model.requires_grad_(False)
-    join_projections(model)
+    pack_projections(model)
     for sampling in (GREEDY, SAMPLED) if make is llama else (SAMPLED,):
-        decoder = Decoder(model, SHAPE, sampling, [2, 7], 0)
+        decoder = DecodeState(model, SHAPE, sampling, [2, 7], 0)
         expected, logits = decode(decoder, lambda: plainly(decoder))
         answers, others = decode(decoder, FusedStep(decoder))
         assert answers == expected, (answers, expected)
@@ -94,8 +94,9 @@ cases = [
     (kernels.add_norm, dict(stream=number, addition=number, after=number, before=number, out=number, size="i32",
         eps="fp32"), dict(OFFSET=1.0, ADD=True, AFTER=True, BLOCK=4096)),
     (kernels.gated, dict(gate_up=number, out=number, size="i32"), dict(GELU=True, BLOCK=1024)),
-    (kernels.survey, dict(logits=number, maxima=number, finite="*i32", vocabulary="i32"), dict(BLOCK=64, BLOCKS=64)),
-    (kernels.choose, dict(logits=number, token_ids=whole, finite="*i32", streams=whole, eos=whole, token=whole,
+    (kernels.block_maxima, dict(logits=number, maxima=number, finite="*i32", vocabulary="i32"),
+        dict(BLOCK=64, BLOCKS=64)),
+    (kernels.sample_step, dict(logits=number, token_ids=whole, finite="*i32", streams=whole, eos=whole, token=whole,
         slot=whole, step=whole, active="*i8", reason=whole, written=whole, temperature="fp32", top_p="fp32", pad="i32",
         width="i32", new_tokens="i32", chunks="i32"),
      dict(ENDED=1, NONFINITE=2, COUNT=64, LANES=64, EOS=2, EOS_LANES=2, CHUNK_LANES=128)),
@@ -125,5 +126,5 @@ def test_fused_step_agrees_with_the_plain_one() -> None:
 
 def test_kernels_compile_for_real_gpus() -> None:
     """What the interpreter runs is also code for the GPUs that the image is made for."""
-    names = ("attend", "add_norm", "gated", "survey", "choose")
+    names = ("attend", "add_norm", "gated", "block_maxima", "sample_step")
     assert output_of(COMPILE) == [f"{name} {capability}" for name in names for capability in (80, 90)]

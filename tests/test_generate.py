@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from runner.decode_batch import Answer, Question, Shape
-from runner.decode_engine import Engine, Name
-from runner.decode_packing import join_projections
+from runner.decode_batch import BatchShape, Completion, Request
+from runner.decode_engine import EngineChoice, Name
+from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
+from runner.decode_scheduler import BatchScheduler
 from runner.model_load import choose_device, end_tokens, load_model, load_tokenizer, locate
 from runner.spec import Model
 from runner.task_tokens import encode
@@ -24,7 +24,7 @@ FAST = [("cuda", name) for name in ("plain", "graph", "fused")] if torch.cuda.is
 WAYS = [("cpu", "plain"), *FAST]
 KINDS = ("llama", "gemma3_text", "gemma3")
 TEXTS = ("Who?", "Where are we going?", "And when, exactly, shall we arrive?", "Why", "How many of us are there?")
-SHAPE = Shape(rows=6, prompt_length=72, new_tokens=40)
+SHAPE = BatchShape(rows=6, prompt_length=72, new_tokens=40)
 
 
 class Subject:
@@ -34,19 +34,23 @@ class Subject:
         source = locate(Model(id=model_id, revision=revision))
         self.tokenizer = load_tokenizer(source)
         self.model: Any = load_model(source, "float32", choose_device(device))
-        self.engine = Engine(engine)
-        join_projections(self.model)
-        self.questions = [Question(encode(self.tokenizer, text), text, seed=11) for text in TEXTS]
+        self.engine = EngineChoice(engine)
+        pack_projections(self.model)
+        self.questions = [Request(encode(self.tokenizer, text), text, seed=11) for text in TEXTS]
         self.eos = end_tokens(self.model, self.tokenizer)
         self.pad = self.tokenizer.pad_token_id
 
-    def generator(self, sampling: Sampling = SAMPLED, shape: Shape = SHAPE, eos: Sequence[int] = ()) -> Generator:
+    def generator(
+        self, sampling: Sampling = SAMPLED, shape: BatchShape = SHAPE, eos: Sequence[int] = ()
+    ) -> BatchScheduler:
         """A new generator."""
-        generator = Generator(self.model, shape, sampling, eos or self.eos, self.pad)
+        generator = BatchScheduler(self.model, shape, sampling, eos or self.eos, self.pad)
         generator.use(self.engine)
         return generator
 
-    def answer(self, questions: Sequence[Question], sampling: Sampling = SAMPLED, shape: Shape = SHAPE) -> list[Answer]:
+    def answer(
+        self, questions: Sequence[Request], sampling: Sampling = SAMPLED, shape: BatchShape = SHAPE
+    ) -> list[Completion]:
         """Answers from a new generator."""
         return self.generator(sampling, shape).answer(questions)
 
@@ -112,7 +116,7 @@ def test_neighbours_do_not_matter(subject: Subject, sampling: Sampling) -> None:
     assert permuted == [expected[i] for i in order]
     for index, question in enumerate(subject.questions):
         assert subject.answer([question], sampling) == [expected[index]], question.text
-        stranger = Question([5] * SHAPE.prompt_length, "stranger", seed=1)
+        stranger = Request([5] * SHAPE.prompt_length, "stranger", seed=1)
         assert subject.answer([stranger, question, stranger], sampling)[1] == expected[index], question.text
 
 
@@ -128,11 +132,11 @@ def test_seed_and_text_make_the_stream(subject: Subject) -> None:
     """Another seed, or the same tokens under another prompt text, draws other tokens."""
     ids = subject.questions[0].token_ids
     same, other_seed, other_text = subject.answer(
-        [Question(ids, "a", seed=1), Question(ids, "a", seed=2), Question(ids, "b", seed=1)]
+        [Request(ids, "a", seed=1), Request(ids, "a", seed=2), Request(ids, "b", seed=1)]
     )
     assert same != other_seed
     assert same != other_text
-    assert subject.answer([Question(ids, "a", seed=1)]) == [same]
+    assert subject.answer([Request(ids, "a", seed=1)]) == [same]
 
 
 def test_an_answer_ends_at_the_end_token(subject: Subject) -> None:
@@ -142,7 +146,7 @@ def test_an_answer_ends_at_the_end_token(subject: Subject) -> None:
     assert len(whole.token_ids) == SHAPE.new_tokens
     end = whole.token_ids[7]
     cut = subject.generator(GREEDY, eos=[end]).answer(subject.questions[:1])[0]
-    assert cut == Answer(cut_behind(whole.token_ids, [end]), "eos")
+    assert cut == Completion(cut_behind(whole.token_ids, [end]), "eos")
 
 
 def test_nonfinite_row_ends_alone(subject: Subject) -> None:
@@ -166,13 +170,13 @@ def test_nonfinite_row_ends_alone(subject: Subject) -> None:
     assert any(broken)
     assert not all(broken)
     for answer, before, is_broken in zip(answers, expected, broken, strict=True):
-        assert answer == (Answer([], "nonfinite") if is_broken else before)
+        assert answer == (Completion([], "nonfinite") if is_broken else before)
     assert subject.answer(subject.questions) == expected
 
 
-def many(subject: Subject) -> list[Question]:
+def many(subject: Subject) -> list[Request]:
     """More questions than rows, three seeds a prompt, prompts together."""
-    return [Question(q.token_ids, q.text, seed) for q in subject.questions for seed in (1, 2, 3)]
+    return [Request(q.token_ids, q.text, seed) for q in subject.questions for seed in (1, 2, 3)]
 
 
 def test_rows_that_end_begin_anew(subject: Subject) -> None:
@@ -190,11 +194,11 @@ def test_rows_that_end_begin_anew(subject: Subject) -> None:
 def test_a_prompt_is_read_once(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many seeds ask it, and whenever a row becomes free for it."""
     generator, read = subject.generator(shape=SHAPE.with_rows(3)), list[int]()
-    fill_bank = generator._decoder.fill_bank
+    prefill = generator._decoder.prefill
 
     def count(prompts: Sequence[Sequence[int]]) -> None:
         read.append(len(prompts))
-        fill_bank(prompts)
+        prefill(prompts)
 
     monkeypatch.setattr(generator._decoder, "fill_bank", count)
     generator.answer(many(subject))
@@ -206,7 +210,7 @@ def test_visits_follow_one_another(subject: Subject) -> None:
     weight, asked = subject.model.get_decoder().layers[1].mlp.down_proj.weight, list[int]()
     expected = [subject.answer(subject.questions)]
 
-    def visits() -> Iterator[list[Question]]:
+    def visits() -> Iterator[list[Request]]:
         for visit in range(3):
             weight.data.neg_()  # there and back again
             asked.append(visit)
@@ -215,7 +219,7 @@ def test_visits_follow_one_another(subject: Subject) -> None:
     weight.data.neg_()
     expected.insert(0, subject.answer(subject.questions))
     weight.data.neg_()
-    found: dict[tuple[int, int], Answer] = {}
+    found: dict[tuple[int, int], Completion] = {}
     for ended in subject.generator().answers(visits()):
         assert ended.visit < len(asked)
         assert ended.seconds > 0
@@ -229,16 +233,16 @@ def test_visits_follow_one_another(subject: Subject) -> None:
 
 def test_the_fast_engine_is_found_where_there_is_one(subject: Subject) -> None:
     """Fused kernels on CUDA, the plain way on a CPU; and a model that fools the fast path is decoded more slowly."""
-    generator = Generator(subject.model, SHAPE, SAMPLED, subject.eos, subject.pad)
-    generator.find_engine(subject.questions)
+    generator = BatchScheduler(subject.model, SHAPE, SAMPLED, subject.eos, subject.pad)
+    generator.select_engine(subject.questions)
     on_gpu = generator._decoder.device.type == "cuda"
-    assert generator.engine == Engine("fused" if on_gpu else "plain")
+    assert generator.engine == EngineChoice("fused" if on_gpu else "plain")
     if not on_gpu:
         return
     handle = subject.model.get_decoder().layers[1].mlp.register_forward_hook(lambda _m, _i, output: -output)
     try:
-        generator = Generator(subject.model, SHAPE, SAMPLED, subject.eos, subject.pad)
-        generator.find_engine(subject.questions)
+        generator = BatchScheduler(subject.model, SHAPE, SAMPLED, subject.eos, subject.pad)
+        generator.select_engine(subject.questions)
     finally:
         handle.remove()
     assert generator.engine.name == "graph"

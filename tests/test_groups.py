@@ -11,7 +11,7 @@ from runner.damage_methods import damage, keep_baseline
 from runner.errors import SpecError
 from runner.model_load import Source, build_on_meta, load_model
 from runner.spec_targets import BUILT_IN, Selection
-from runner.target_groups import find_targets, is_tied
+from runner.target_groups import is_tied, resolve_targets
 
 GROUPS = sorted(BUILT_IN.keys() - {"reference_attn"})  # on a model of text and vision: those of the text decoder
 KINDS = {"llama": 3, "gemma3_text": 4, "gemma3": 4}  # layers
@@ -59,7 +59,7 @@ def gemma_3_4b() -> torch.nn.Module:
 @pytest.mark.parametrize(("group", "per_layer"), [("attn_only", 1), ("mlp_only", 3)])
 def test_layer_groups_have_their_tensors_in_every_layer(models: Models, kind: str, group: str, per_layer: int) -> None:
     """One value projection, or gate, up and down, per layer of the decoder, in ascending layers."""
-    names = [target.name for target in find_targets(models[kind], Selection(group=group))]
+    names = [target.name for target in resolve_targets(models[kind], Selection(group=group))]
     words = {"attn_only": ["self_attn.v_proj"], "mlp_only": ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]}[group]
     assert len(names) == per_layer * KINDS[kind], names
     assert names == [f"layers.{layer}.{word}.weight" for layer in range(KINDS[kind]) for word in words]
@@ -68,7 +68,7 @@ def test_layer_groups_have_their_tensors_in_every_layer(models: Models, kind: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_embedding_group_is_the_token_embedding(models: Models, kind: str) -> None:
     """One matrix, the one that the model itself looks tokens up in, not a copy and not the vision tower's."""
-    (target,) = find_targets(models[kind], Selection(group="embed_only"))
+    (target,) = resolve_targets(models[kind], Selection(group="embed_only"))
     assert target.name == "embed_tokens.weight"
     assert target.weight is models[kind].get_input_embeddings().weight
 
@@ -76,7 +76,7 @@ def test_the_embedding_group_is_the_token_embedding(models: Models, kind: str) -
 @pytest.mark.parametrize("group", GROUPS)
 def test_text_only_and_multimodal_classes_have_the_same_names(models: Models, group: str) -> None:
     """Names seed the noise, so both classes of one checkpoint get the same damage."""
-    found = [find_targets(models[kind], Selection(group=group)) for kind in ("gemma3_text", "gemma3")]
+    found = [resolve_targets(models[kind], Selection(group=group)) for kind in ("gemma3_text", "gemma3")]
     names = [[(target.name, target.weight.shape) for target in targets] for targets in found]
     assert names[0] == names[1]
 
@@ -91,7 +91,7 @@ def test_the_vision_tower_is_never_hit(checkpoints: dict[str, Path], group: str)
     for weight in model.parameters():
         weight.add_(0.01)  # zeros stay zeros when they are multiplied
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    targets = find_targets(model, Selection(group=group))
+    targets = resolve_targets(model, Selection(group=group))
     damage(targets, keep_baseline(targets), "mult_gauss", 0.5, 1)
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert not changed & vision, changed & vision
@@ -104,7 +104,7 @@ def test_an_unknown_family_is_refused_with_its_tensors(group: str) -> None:
     config = transformers.GPTJConfig(n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=11, rotary_dim=4)
     config.bos_token_id = config.eos_token_id = 0
     with pytest.raises(SpecError, match="model family 'gptj' is not known") as error:
-        find_targets(build_on_meta(config), Selection(group=group))
+        resolve_targets(build_on_meta(config), Selection(group=group))
     for line in ("[groups.NAME]", "wte.weight [11, 8] x 1", "h.*.attn.v_proj.weight [8, 8] x 2"):
         assert line in str(error.value)
 
@@ -114,14 +114,14 @@ def test_a_count_that_the_family_does_not_explain_is_an_error(checkpoints: dict[
     model = load(checkpoints["llama"])
     del model.model.layers[1].mlp.up_proj
     with pytest.raises(SpecError, match="group mlp_only: 8 tensors match, 9 were expected in 3 layers") as error:
-        find_targets(model, Selection(group="mlp_only"))
+        resolve_targets(model, Selection(group="mlp_only"))
     assert "layers.*.mlp.up_proj.weight [128, 64] x 2" in str(error.value)
     del model.model.layers[1]
     with pytest.raises(SpecError, match="group attn_only: 2 tensors match, 3 were expected"):
-        find_targets(model, Selection(group="attn_only"))
+        resolve_targets(model, Selection(group="attn_only"))
     del model.model.embed_tokens
     with pytest.raises(SpecError, match="group embed_only: 0 tensors match, 1 were expected"):
-        find_targets(model, Selection(group="embed_only"))
+        resolve_targets(model, Selection(group="embed_only"))
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", False), ("gemma3_text", True), ("gemma3", True)])
@@ -143,7 +143,7 @@ def test_gemma_3_4b_has_the_groups_of_the_study(
     gemma_3_4b: torch.nn.Module, group: str, tensors: int, weights: int
 ) -> None:
     """The counts of the reference study; a search by suffix would find 61 value projections instead of 34."""
-    found = find_targets(gemma_3_4b, Selection(group=group))
+    found = resolve_targets(gemma_3_4b, Selection(group=group))
     assert len(found) == tensors
     assert sum(target.weight.numel() for target in found) == weights
     assert all(target.weight.is_meta for target in found)

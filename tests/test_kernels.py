@@ -12,11 +12,11 @@ import torch
 
 torch.cuda.device = lambda device: contextlib.nullcontext()  # the "GPU" of the interpreter is the CPU
 from runner import damage_kernels as kernels
-from runner.damage_backend import KernelWard
+from runner.damage_backend import TritonBackend
 from runner.damage_methods import damage, keep_baseline
 from runner.damage_digest import fingerprint
-from runner.damage_effect import sums_of
-from runner.target_tensor import Part, Target
+from runner.damage_effect import change_sums
+from runner.target_tensor import UnitSet, Target
 
 kernels.TILE = 64
 torch.manual_seed(0)
@@ -24,10 +24,11 @@ compared = 0
 for dtype in (torch.float32, torch.float16):
     weights = [torch.randn(33, 17), torch.randn(5, 129), torch.ones(7, 3), torch.randn(4, 6, 8)]
     weights = [weight.to(dtype) for weight in weights]
-    parts = [None, Part(size=129, inner=1, start=43, stop=86), None, Part(size=8, inner=1, start=1, stop=8, step=2)]
+    some = UnitSet(size=129, inner=1, start=43, stop=86)
+    parts = [None, some, None, UnitSet(size=8, inner=1, start=1, stop=8, step=2)]
     targets = [Target(f"t{i}", weight, part) for i, (weight, part) in enumerate(zip(weights, parts))]
     baseline = keep_baseline(targets)
-    ward = KernelWard(targets, baseline)
+    ward = TritonBackend(targets, baseline)
     conditions = [("mult_gauss", 0.0), ("mult_gauss", 0.7), ("ablation", 0.3), ("ablation", 1.0), ("uni_quant", 2)]
     for method, level in [*conditions, ("uni_quant", 1024)]:
         for seed in (7, 2**33 + 5):
@@ -39,7 +40,7 @@ for dtype in (torch.float32, torch.float16):
                 assert torch.equal(weight.view(torch.uint8), other.view(torch.uint8)), (dtype, method, level)
                 compared += weight.numel()
             assert prints == [fingerprint(weight) for weight in weights]
-            expected = sums_of(targets, baseline)
+            expected = change_sums(targets, baseline)
             assert (sums.changed, sums.zeroed) == (expected.changed, expected.zeroed)
             assert abs(sums.change_squared - expected.change_squared) <= 1e-9 * expected.change_squared
             assert abs(sums.original_squared - expected.original_squared) <= 1e-9 * expected.original_squared

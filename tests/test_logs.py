@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.cli_console import Meter, log_file
+from runner.cli_console import Progress, log_file
 from runner.errors import SetupError
-from runner.run_plan import Condition, Job
+from runner.run_plan import Condition, PendingCondition
 
 CONDITION = Condition(
     sweep="gauss", method="mult_gauss", group="mlp_only", level=0.5, level_index=1, repeat_index=0, seed=7
@@ -21,7 +21,7 @@ def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_progress_counts_conditions_records_and_tokens(caplog: pytest.LogCaptureFixture) -> None:
     """After two of three prompts no condition is done; after the third one is."""
-    with Meter([Job(CONDITION, (0, 1, 2))]) as meter:
+    with Progress([PendingCondition(CONDITION, (0, 1, 2))]) as meter:
         meter.batch_done(
             [CONDITION] * 2, [{"tokens": 30, "output": "one"}, {"tokens": 10, "output": "two"}], seconds=2.0
         )
@@ -33,7 +33,7 @@ def test_progress_counts_conditions_records_and_tokens(caplog: pytest.LogCapture
 
 def test_a_model_cannot_reach_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
     """Control codes in what a damaged model says are shown as spaces."""
-    with Meter([Job(CONDITION, (0,))]) as meter:
+    with Progress([PendingCondition(CONDITION, (0,))]) as meter:
         meter.batch_done([CONDITION], [{"tokens": 1, "output": "\x1b[2Jgone\x07 \x9b31m\u202ered"}], seconds=1.0)
     said = next(record.getMessage() for record in caplog.records if "repeat 0 |" in record.getMessage())
     assert said.isprintable(), said

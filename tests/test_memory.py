@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runner import run as run_module
-from runner.decode_scheduler import Ended, Generator
+from runner.decode_scheduler import BatchScheduler, FinishedBatch
 from runner.errors import SetupError
 from runner.spec import load_spec
 
@@ -22,21 +22,21 @@ ROWS_THAT_FIT = 1
 @pytest.fixture
 def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that holds one row: the CPU cannot be made to run out of memory at will, a GPU can."""
-    answers = Generator.answers
+    answers = BatchScheduler.answers
 
-    def answer_if_it_fits(self: Generator, visits: Any) -> Iterator[Ended]:
+    def answer_if_it_fits(self: BatchScheduler, visits: Any) -> Iterator[FinishedBatch]:
         for ended in answers(self, visits):
             if self.shape.rows > ROWS_THAT_FIT:
                 raise torch.OutOfMemoryError
             yield ended
 
-    monkeypatch.setattr(Generator, "answers", answer_if_it_fits)
+    monkeypatch.setattr(BatchScheduler, "answers", answer_if_it_fits)
 
 
 def run(study: Path) -> list[dict[str, Any]]:
     """Run one sweep of the study and read its records."""
     spec = load_spec(study / "specs" / "tiny.toml", ["run.n_rep=1"], ["gauss"])
-    run.run(spec, study / "specs", study / "results")
+    run_module.run(spec, study / "specs", study / "results")
     return [record for path in (study / "results").glob("*.json") for record in json.loads(path.read_text())]
 
 
@@ -64,10 +64,10 @@ def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.M
 def test_one_row_too_many_is_said(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When one row does not fit, the run stops with what it has and says what to do."""
 
-    def never(_self: Generator, _visits: Any) -> Iterator[Ended]:
+    def never(_self: BatchScheduler, _visits: Any) -> Iterator[FinishedBatch]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Generator, "answers", never)
+    monkeypatch.setattr(BatchScheduler, "answers", never)
     with pytest.raises(SetupError, match="one row"):
         run(study)
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from runner import philox
 
-SEED, STREAM = 2026, philox.stream_of("damage", "layers.3.self_attn.v_proj.weight")
+SEED, STREAM = 2026, philox.stream_id("damage", "layers.3.self_attn.v_proj.weight")
 SAMPLES = 4_000_000
 DIGITS_OF_PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 # Where the quarters of the circle meet, and where float32 runs out of digits for the logarithm.
@@ -171,7 +171,7 @@ def test_streams_and_adjacent_seeds_are_uncorrelated() -> None:
     """Neither two tensors of one repeat nor the same tensor in adjacent repeats share anything."""
     names = [f"layers.{i}.self_attn.v_proj.weight" for i in range(3)]
     draws = {
-        (seed, name): philox.normals(seed, philox.stream_of("damage", name), 0, 500_000).astype(np.float64)
+        (seed, name): philox.normals(seed, philox.stream_id("damage", name), 0, 500_000).astype(np.float64)
         for seed in (42, 43, 44, 42 + 2**32)
         for name in names
     }
@@ -183,9 +183,9 @@ def test_streams_and_adjacent_seeds_are_uncorrelated() -> None:
 def test_streams_are_told_apart_by_purpose_and_name() -> None:
     """A stream's number is the same in every process and differs by purpose, name and where one ends."""
     pairs = [("damage", "a"), ("sampling", "a"), ("damage", "b"), ("damagea", ""), ("", "damagea")]
-    streams = [philox.stream_of(*pair) for pair in pairs]
+    streams = [philox.stream_id(*pair) for pair in pairs]
     assert len(set(streams)) == len(pairs), streams
-    assert philox.stream_of("damage", "embed_tokens.weight") == STREAM_PIN
+    assert philox.stream_id("damage", "embed_tokens.weight") == STREAM_PIN
 
 
 def test_no_bit_has_changed_since_the_first_release() -> None:

@@ -10,9 +10,9 @@ import torch
 
 from runner.damage_digest import digest_of
 from runner.damage_methods import damage, keep_baseline
-from runner.decode_batch import Answer, Question, Shape
+from runner.decode_batch import BatchShape, Completion, Request
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
+from runner.decode_scheduler import BatchScheduler
 from runner.model_load import load_model, locate
 from runner.model_placement import unpack_4bit
 from runner.run_setup import targets_of
@@ -36,10 +36,10 @@ def load(folder: Path, device: torch.device = CPU, *, load_4bit: bool = False) -
     return load_model(locate(Model(id=str(folder))), "float32", device, load_4bit=load_4bit)
 
 
-def answers_of(model: Any) -> list[Answer]:
+def answers_of(model: Any) -> list[Completion]:
     """What the model says, greedily."""
-    generator = Generator(model, Shape(rows=2, prompt_length=8, new_tokens=16), GREEDY, [2], 0)
-    return generator.answer([Question([5, 6, 7, 8], "one", 1), Question([9, 10], "two", 1)])
+    generator = BatchScheduler(model, BatchShape(rows=2, prompt_length=8, new_tokens=16), GREEDY, [2], 0)
+    return generator.answer([Request([5, 6, 7, 8], "one", 1), Request([9, 10], "two", 1)])
 
 
 def digest(targets: tuple[Target, ...]) -> str:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.run_plan import Condition, Job, Key, conditions_of, jobs_of, most_questions, number_prompts, visits_of
+from runner.run_plan import (
+    Condition,
+    Key,
+    PendingCondition,
+    all_conditions,
+    most_requests,
+    number_prompts,
+    pending_conditions,
+    work_units,
+)
 from runner.spec import Model, Run, Spec, find_spec, load_spec
 from runner.spec_sweep import Sweep
 from runner.task_prompts import Prompt
@@ -33,17 +42,17 @@ SPEC = spec_of(
 )
 
 
-def keys_of(jobs: list[Job], prompts: tuple[Prompt, ...] = PROMPTS) -> list[Key]:
+def keys_of(jobs: list[PendingCondition], prompts: tuple[Prompt, ...] = PROMPTS) -> list[Key]:
     """What these jobs will have finished, in order."""
     return [job.condition.key(prompts[i].text) for job in jobs for i in job.prompt_indices]
 
 
-ALL = keys_of(jobs_of(conditions_of(SPEC), PROMPTS, set()))
+ALL = keys_of(pending_conditions(all_conditions(SPEC), PROMPTS, set()))
 
 
 def test_conditions_stand_in_the_order_in_which_they_are_done() -> None:
     """Methods are grouped, since each has its file; then sweeps as written, levels upwards in damage, repeats last."""
-    assert [(c.sweep, c.level, c.repeat_index) for c in conditions_of(SPEC)] == [
+    assert [(c.sweep, c.level, c.repeat_index) for c in all_conditions(SPEC)] == [
         *[("quant", 64, 0), ("quant", 64, 1), ("quant", 4, 0), ("quant", 4, 1)],
         *[("fine", 128, 0), ("fine", 128, 1)],
         *[("mlp", 0.0, 0), ("mlp", 0.0, 1), ("mlp", 0.5, 0), ("mlp", 0.5, 1)],
@@ -53,22 +62,22 @@ def test_conditions_stand_in_the_order_in_which_they_are_done() -> None:
 
 def test_a_condition_knows_everything_about_its_damage() -> None:
     """Method and group come from the sweep, the index counts from the least damage, the seed from that of the run."""
-    assert conditions_of(SPEC)[3] == Condition(
+    assert all_conditions(SPEC)[3] == Condition(
         sweep="quant", method="uni_quant", group="attn_only", level=4, level_index=1, repeat_index=1, seed=6
     )
 
 
 def test_the_reference_study_has_730_conditions() -> None:
     """15 + 11 + 21 + 17 + 9 levels, 10 repeats each, every one different."""
-    conditions = conditions_of(load_spec(find_spec("dreams_it")))
+    conditions = all_conditions(load_spec(find_spec("dreams_it")))
     assert len({condition.key("Who?") for condition in conditions}) == len(conditions) == 73 * 10
 
 
 def test_keys_are_exact() -> None:
     """A fine sweep loses no level to rounding: 0.1 + 0.2 is done although 0.3 is finished, and so is its neighbour."""
-    done = set(keys_of(jobs_of(conditions_of(spec_of(sweep("s", "ablation", 0.3))), PROMPTS, set())))
-    fine = conditions_of(spec_of(sweep("s", "ablation", 0.1 + 0.2, 0.3, 0.301)))
-    assert [job.condition.level for job in jobs_of(fine, PROMPTS, done)] == [0.1 + 0.2, 0.301]
+    done = set(keys_of(pending_conditions(all_conditions(spec_of(sweep("s", "ablation", 0.3))), PROMPTS, set())))
+    fine = all_conditions(spec_of(sweep("s", "ablation", 0.1 + 0.2, 0.3, 0.301)))
+    assert [job.condition.level for job in pending_conditions(fine, PROMPTS, done)] == [0.1 + 0.2, 0.301]
 
 
 @pytest.mark.parametrize(
@@ -83,15 +92,15 @@ def test_keys_are_exact() -> None:
 )
 def test_what_differs_in_one_part_of_the_key_is_not_done(other: Key) -> None:
     """A record of another group, level, repeat, method or text stands in for nothing."""
-    conditions = conditions_of(spec_of(sweep("s", "ablation", 0.5)))
-    assert jobs_of(conditions, [Prompt("Who?")], {other}) == [Job(conditions[0], (0,))]
+    conditions = all_conditions(spec_of(sweep("s", "ablation", 0.5)))
+    assert pending_conditions(conditions, [Prompt("Who?")], {other}) == [PendingCondition(conditions[0], (0,))]
 
 
 @settings(deadline=None)
 @given(finished=st.sets(st.sampled_from(ALL)))
 def test_a_resume_does_what_is_missing_in_the_same_order(finished: set[Key]) -> None:
     """Whatever was finished when a run broke off, the next does exactly the rest, as the first would have."""
-    jobs = jobs_of(conditions_of(SPEC), PROMPTS, finished)
+    jobs = pending_conditions(all_conditions(SPEC), PROMPTS, finished)
     assert keys_of(jobs) == [key for key in ALL if key not in finished]
     assert all(job.prompt_indices for job in jobs), "a condition with nothing to do damages no model"
 
@@ -99,14 +108,14 @@ def test_a_resume_does_what_is_missing_in_the_same_order(finished: set[Key]) -> 
 def test_finished_keys_are_left_as_they_are() -> None:
     """Planning is a question, not a deed: the set of the caller does not grow."""
     finished = {ALL[0]}
-    jobs_of(conditions_of(SPEC), PROMPTS, finished)
+    pending_conditions(all_conditions(SPEC), PROMPTS, finished)
     assert finished == {ALL[0]}
 
 
 def test_what_two_sweeps_share_is_done_once() -> None:
     """A coarse and a fine sweep of one method and group meet at 0.0 and 0.5, and these levels are answered once."""
     sweeps = sweep("coarse", "ablation", 0.0, 0.5), sweep("fine", "ablation", 0.0, 0.25, 0.5)
-    jobs = jobs_of(conditions_of(spec_of(*sweeps)), PROMPTS, set())
+    jobs = pending_conditions(all_conditions(spec_of(*sweeps)), PROMPTS, set())
     assert [(j.condition.sweep, j.condition.level) for j in jobs] == [("coarse", 0.0), ("coarse", 0.5), ("fine", 0.25)]
 
 
@@ -114,32 +123,32 @@ def test_what_two_sweeps_share_is_done_once() -> None:
 @given(before=st.integers(1, 5), more=st.integers(0, 5))
 def test_more_repeats_only_add(before: int, more: int) -> None:
     """Raising n_rep later leaves the finished repeats alone, under the seeds that they had."""
-    first, second = (conditions_of(spec_of(*SPEC.sweeps, n_rep=n)) for n in (before, before + more))
+    first, second = (all_conditions(spec_of(*SPEC.sweeps, n_rep=n)) for n in (before, before + more))
     assert [condition for condition in second if condition.repeat_index < before] == first
-    added = jobs_of(second, PROMPTS, set(keys_of(jobs_of(first, PROMPTS, set()))))
+    added = pending_conditions(second, PROMPTS, set(keys_of(pending_conditions(first, PROMPTS, set()))))
     assert [job.condition for job in added] == [c for c in second if c.repeat_index >= before]
 
 
 def test_new_prompts_only_add() -> None:
     """A prompt inserted in front is answered for every condition, and no other prompt is answered again."""
     prompts = (Prompt("And when?"), *PROMPTS)
-    jobs = jobs_of(conditions_of(SPEC), prompts, set(ALL))
+    jobs = pending_conditions(all_conditions(SPEC), prompts, set(ALL))
     assert {job.prompt_indices for job in jobs} == {(0,)}
-    assert len(jobs) == len(conditions_of(SPEC))
+    assert len(jobs) == len(all_conditions(SPEC))
 
 
 def test_conditions_of_equal_weights_are_one_visit() -> None:
     """Repeats of a quantisation or of a no-op level share a damaged model, and are asked prompt by prompt."""
     spec = spec_of(sweep("quant", "uni_quant", 64), sweep("mlp", "mult_gauss", 0.0, 0.5, group="mlp_only"), n_rep=2)
-    conditions = conditions_of(spec)
-    visits = visits_of(jobs_of(conditions, PROMPTS, {conditions[0].key("Where?")}))
-    assert [[job.condition for job in visit.jobs] for visit in visits] == [
+    conditions = all_conditions(spec)
+    visits = work_units(pending_conditions(conditions, PROMPTS, {conditions[0].key("Where?")}))
+    assert [[job.condition for job in visit.pending] for visit in visits] == [
         conditions[:2], conditions[2:4], conditions[4:5], conditions[5:]
     ]  # fmt: skip
     one, other = conditions[:2]
-    assert visits[0].questions == [(one, 0), (other, 0), (other, 1), (one, 2), (other, 2)]
-    assert most_questions(conditions, len(PROMPTS)) == 6
-    assert most_questions(conditions[4:], len(PROMPTS)) == 3
+    assert visits[0].requests == [(one, 0), (other, 0), (other, 1), (one, 2), (other, 2)]
+    assert most_requests(conditions, len(PROMPTS)) == 6
+    assert most_requests(conditions[4:], len(PROMPTS)) == 3
 
 
 def test_a_number_stands_for_one_text() -> None:

@@ -16,7 +16,7 @@ from runner.results_guard import check_model, check_settings, past_of
 from runner.results_open import key_of, open_results
 from runner.results_record import experiment_id, guarded_settings, make_record
 from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
-from runner.run_plan import conditions_of
+from runner.run_plan import all_conditions
 from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
 from runner.spec_sweep import Sweep
 from runner.task_prompts import Prompt
@@ -53,7 +53,7 @@ def facts(**versions_now: str) -> dict[str, Any]:
 
 def records_of(spec: Spec) -> list[dict[str, Any]]:
     """A record of every condition, as a file gives it back."""
-    records = [make_record(spec, condition, MEASURED) for condition in conditions_of(spec)]
+    records = [make_record(spec, condition, MEASURED) for condition in all_conditions(spec)]
     found: list[dict[str, Any]] = json.loads(json.dumps(records))
     return found
 
@@ -196,7 +196,7 @@ def test_another_revision_is_refused(path: Path, before: str | None, now: str | 
 
 def test_a_record_has_the_fields_of_the_design() -> None:
     """Existing analyses read these names: exactly these come from spec and condition, the rest from the run."""
-    condition = conditions_of(SPEC)[-1]
+    condition = all_conditions(SPEC)[-1]
     record = make_record(SPEC, condition, MEASURED)
     assert set(record) == DECIDED | set(MEASURED)
     assert datetime.now(UTC) - datetime.fromisoformat(record.pop("timestamp")) < timedelta(minutes=1)
@@ -228,7 +228,7 @@ def test_a_picture_is_named_only_where_it_is_shown() -> None:
     """A path that the spec leaves switched off was not seen by the model."""
     for enabled, filename in ((True, "kitchen.png"), (False, None)):
         spec = evolve(SPEC, image=Image(enabled=enabled, path="kitchen.png"))
-        record = make_record(spec, conditions_of(spec)[0], MEASURED)
+        record = make_record(spec, all_conditions(spec)[0], MEASURED)
         assert (record["image_used"], record["image_filename"]) == (enabled, filename)
 
 
@@ -242,10 +242,10 @@ def test_a_record_is_known_by_the_key_of_its_condition(path: Path) -> None:
     """What is written and read back counts as finished, whole levels and fine ones alike, and its settings agree."""
     file, _ = open_results(path)
     with file:
-        file.append([make_record(SPEC, condition, MEASURED) for condition in conditions_of(SPEC)])
+        file.append([make_record(SPEC, condition, MEASURED) for condition in all_conditions(SPEC)])
     file, records = open_results(path)
     with file:
-        assert [key_of(record) for record in records] == [condition.key("Who?") for condition in conditions_of(SPEC)]
+        assert [key_of(record) for record in records] == [condition.key("Who?") for condition in all_conditions(SPEC)]
         check(path, records, SPEC)
 
 

@@ -9,15 +9,15 @@ import transformers
 from test_families import CASES, TOKENS
 
 from runner import decode_step
-from runner.decode_batch import Question, Shape
+from runner.decode_batch import BatchShape, Request
 from runner.decode_reference import STEPS
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
+from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 WINDOW = 8  # shorter than a prompt and its answer
-SHAPE = Shape(rows=4, prompt_length=22, new_tokens=20)
+SHAPE = BatchShape(rows=4, prompt_length=22, new_tokens=20)
 ONLY_EAGER = {"gemma2", "gpt_oss"}  # transformers has no other attention for them
 
 
@@ -35,21 +35,21 @@ def build(case: str, attention: str) -> Any:
     return model
 
 
-def questions() -> list[Question]:
+def questions() -> list[Request]:
     """Prompts of unequal length, the longest first."""
     draw = torch.Generator().manual_seed(1)
     return [
-        Question(torch.randint(3, 50, (length,), generator=draw).tolist(), str(length), seed=1)
+        Request(torch.randint(3, 50, (length,), generator=draw).tolist(), str(length), seed=1)
         for length in (20, 13, 5, 1)
     ]
 
 
-def generator(model: Any) -> Generator:
+def generator(model: Any) -> BatchScheduler:
     """One that pads the longest prompt too."""
-    return Generator(model, SHAPE, GREEDY, [2], 0)
+    return BatchScheduler(model, SHAPE, GREEDY, [2], 0)
 
 
-def generated(model: Any, question: Question) -> list[int]:
+def generated(model: Any, question: Request) -> list[int]:
     """What transformers' `generate` answers to a prompt alone."""
     ids = torch.tensor([question.token_ids])
     options = {"max_new_tokens": SHAPE.new_tokens, "eos_token_id": [2], "pad_token_id": 0, "do_sample": False}
@@ -167,9 +167,9 @@ def test_an_intact_model_without_numbers_is_refused() -> None:
 def test_any_shape_can_be_checked(rows: int) -> None:
     """One row, one token, one prompt: what there is is compared, and the generator is as new afterwards."""
     model = build("llama", "sdpa")
-    shape = Shape(rows=rows, prompt_length=20, new_tokens=1)
-    checked = Generator(model, shape, GREEDY, [2], 0)
+    shape = BatchShape(rows=rows, prompt_length=20, new_tokens=1)
+    checked = BatchScheduler(model, shape, GREEDY, [2], 0)
     agreement = checked.check_reference([questions()[0], questions()[-1]])
     assert agreement.difference < 1e-5
     assert agreement.tokens == 2
-    assert checked.answer(questions()) == Generator(model, shape, GREEDY, [2], 0).answer(questions())
+    assert checked.answer(questions()) == BatchScheduler(model, shape, GREEDY, [2], 0).answer(questions())

@@ -66,7 +66,7 @@ def test_the_noise_is_philox() -> None:
     for step in (0, 1, 349, 2**32 - 1):
         found = _first_word(token_ids, torch.tensor(step), row_streams(SEEDS_BEYOND_32_BITS, texts, CPU))
         for row, (seed, text) in enumerate(zip(SEEDS_BEYOND_32_BITS, texts, strict=True)):
-            stream = philox.stream_of("sampling", text)
+            stream = philox.stream_id("sampling", text)
             constants = [np.full(6, word, dtype=np.uint64) for word in (step, stream & 0xFFFFFFFF, stream >> 32)]
             c0 = token_ids[row].numpy().astype(np.uint64)
             expected = philox.philox((c0, constants[0], constants[1], constants[2]), seed)[0]
@@ -226,7 +226,7 @@ def test_reduced_rows_grow_while_little_memory_is_in_use(
 
 def test_automatic_rows_fill_what_is_free(model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows for which cache and logits fit beside weights and baseline, one at least, 512 at most."""
-    found = [target_groups.find_targets(model, Selection(group="mlp_only"))]
+    found = [target_groups.resolve_targets(model, Selection(group="mlp_only"))]
     one = model_memory.estimate(model, found, 1, 100, 4)
     for rows in (3, 100):
         total = (one.weights + one.baseline + (rows + 0.5) * (one.cache + one.logits) / 0.8) / 0.9
@@ -255,7 +255,7 @@ def test_the_estimate_counts_the_tiny_model(model: transformers.PreTrainedModel)
     attention, mlp, embedding = 64 * 128 * 2 + 64 * 64 * 2, 3 * 64 * 128, 320 * 64
     weights = 3 * (attention + mlp + 2 * 64) + 2 * embedding + 64  # norms: two a layer and the last
     found = [
-        target_groups.find_targets(model, Selection(group=name)) for name in ("attn_only", "mlp_only", "embed_only")
+        target_groups.resolve_targets(model, Selection(group=name)) for name in ("attn_only", "mlp_only", "embed_only")
     ]
     estimate = model_memory.estimate(model, found, rows=5, length=100, element_size=2)
     cache = 2 * 3 * 2 * 32 * 5 * 100 * 2  # keys and values, layers, heads, head size, rows, length, bytes

@@ -12,7 +12,7 @@ from runner.errors import SpecError
 from runner.model_load import build_on_meta
 from runner.spec import dump_toml, load_spec, to_tables
 from runner.spec_targets import Group, Selection
-from runner.target_groups import find_targets, is_tied, untie
+from runner.target_groups import is_tied, resolve_targets, untie
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GROUPED = TOKENS | {
@@ -40,13 +40,13 @@ exclude = ["*.o_proj.*"]
 layers = "0-16"
 [groups.eye]
 include = ["*"]
-component = "vision"
+tower = "vision"
 """
 
 
 def targets_of(model: torch.nn.Module, group: str, **options: Any) -> list[Any]:
     """The targets of a group."""
-    return list(find_targets(model, Selection(group=group, **options)))
+    return list(resolve_targets(model, Selection(group=group, **options)))
 
 
 def small(family: str) -> torch.nn.Module:
@@ -82,7 +82,7 @@ def test_the_spec_says_what_its_sweeps_select(tmp_path: Path) -> None:
         ),
         ('sweeps.2.tied="inptu"', "sweeps[2].tied: 'inptu' is not known here; did you mean input?"),
         ('sweeps.0.group="reference_attn"', "sweeps[0].layers: reference_attn has layers of text and of vision"),
-        ('groups.early.component="all"', "groups.early: layers could be those of text or vision"),
+        ('groups.early.tower="all"', "groups.early: layers could be those of text or vision"),
         ("groups.early.include=[]", "groups.early.include: [] is not allowed: must be non-empty"),
         ('groups.early.inclde=["*"]', "groups.early.inclde: unknown key; did you mean include?"),
         ('groups.v_proj={include=["*"]}', "groups.v_proj: this name is that of a built-in group"),
@@ -133,11 +133,11 @@ def gemma_3() -> torch.nn.Module:
             [f"layers.{i}.{n}_proj.weight" for i in (0, 2) for n in ("self_attn.v", "mlp.gate")],
         ),
         (
-            {"include": ["*v_proj.weight"], "component": "vision", "layers": "1"},
+            {"include": ["*v_proj.weight"], "tower": "vision", "layers": "1"},
             ["vision_tower.encoder.layers.1.self_attn.v_proj.weight"],
         ),
         (
-            {"include": ["embed_tokens.*", "*projector*"], "component": "all"},
+            {"include": ["embed_tokens.*", "*projector*"], "tower": "all"},
             [
                 "embed_tokens.weight",
                 "multi_modal_projector.mm_input_projection_weight",

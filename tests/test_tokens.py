@@ -15,7 +15,7 @@ from runner.spec import Generation, Model, Perplexity, Run, Spec
 from runner.spec_sweep import Sweep
 from runner.task_image import Picture
 from runner.task_prompts import Prompt
-from runner.task_tokens import Material, Tokens, encode, tokenise
+from runner.task_tokens import TaskInputs, Tokens, encode, tokenise
 
 QUESTION = "Who are you?"
 SWEEP = Sweep(name="a", method="ablation", group="attn_only", levels=(0.0,))
@@ -30,7 +30,7 @@ def spec(folder: Path, **options: Any) -> Spec:
 def tokens(folder: Path, *texts: str, picture: bool = False, **options: Any) -> Tokens:
     """Texts as tokens of a checkpoint."""
     image = Picture(Image.new("RGB", (30, 30), "red"), "digest") if picture else None
-    return tokenise(spec(folder, **options), Material(tuple(map(Prompt, texts)), image))
+    return tokenise(spec(folder, **options), TaskInputs(tuple(map(Prompt, texts)), image))
 
 
 def checkpoint(folder: Path, config: transformers.PreTrainedConfig | None = None, **tokenizer: Any) -> Path:
@@ -103,9 +103,12 @@ def test_words_for_a_picture_are_refused(checkpoints: dict[str, Path], word: str
     with pytest.raises(SpecError, match=rf"prompts: entry 2 holds '{word}'"):
         tokens(checkpoints["gemma3"], "Who?", f"What does {word} mean?", picture=True)
     found = tokens(checkpoints["gemma3"], "Who?", "What is a picture?", picture=True)
-    assert found.sight is not None
-    assert [list(row).count(found.sight.token_id) for row in found.ids] == [4, 4]
-    assert [inputs["input_ids"].shape[1] for inputs in found.sight.examples] == [len(found.ids[1]), len(found.ids[0])]
+    assert found.image_inputs is not None
+    assert [list(row).count(found.image_inputs.token_id) for row in found.ids] == [4, 4]
+    assert [inputs["input_ids"].shape[1] for inputs in found.image_inputs.examples] == [
+        len(found.ids[1]),
+        len(found.ids[0]),
+    ]
 
 
 def test_a_token_without_an_embedding_is_refused(tmp_path: Path) -> None:

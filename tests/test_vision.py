@@ -12,16 +12,16 @@ import transformers
 from PIL import Image, ImageDraw
 from tiny import BYTES, PICTURE_TOKENS, TEXT, VISION, build, tiny_processor, tiny_tokenizer
 
-from runner.decode_batch import Question, Shape, View
-from runner.decode_engine import Engine
-from runner.decode_packing import join_projections
+from runner.decode_batch import BatchShape, ImageEmbeddings, Request
+from runner.decode_engine import EngineChoice
+from runner.decode_packing import pack_projections
 from runner.decode_reference import STEPS
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
+from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
-from runner.model_vision import Sight, damages_sight, encode_with_picture, sight_of
+from runner.model_vision import ImageInputs, damages_vision, encode_with_picture, image_inputs_of
 from runner.spec_targets import Group, Selection
-from runner.target_groups import find_targets
+from runner.target_groups import resolve_targets
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 TEXTS = ("Who?", "What is happening in this picture, and to whom?", "Why")
@@ -92,26 +92,28 @@ class Subject:
     def __init__(self, make: Callable[[], tuple[Any, Any]], device: str = "cpu", engine: Any = "plain") -> None:
         model, self.processor = make()
         self.model = model.to(device).requires_grad_(requires_grad=False)
-        join_projections(self.model)
-        self.engine = Engine(engine)
+        pack_projections(self.model)
+        self.engine = EngineChoice(engine)
 
-    def sight(self, image: Image.Image) -> Sight:
+    def image_inputs(self, image: Image.Image) -> ImageInputs:
         """What the model needs to see an image."""
-        return sight_of(self.model.config, [encode_with_picture(self.processor, "Who?", image)], "digest")
+        return image_inputs_of(self.model.config, [encode_with_picture(self.processor, "Who?", image)], "digest")
 
-    def generator(self, image: Image.Image) -> Generator:
+    def generator(self, image: Image.Image) -> BatchScheduler:
         """A generator that shows an image with every prompt."""
-        sight = self.sight(image)
-        view = View(token_id=sight.token_id, features=sight.look(self.model), both_ways=sight.both_ways)
-        shape = Shape(rows=4, prompt_length=120, new_tokens=NEW_TOKENS)
-        generator = Generator(self.model, shape, GREEDY, [2], 0, view)
+        image_inputs = self.image_inputs(image)
+        view = ImageEmbeddings(
+            token_id=image_inputs.token_id, features=image_inputs.look(self.model), both_ways=image_inputs.both_ways
+        )
+        shape = BatchShape(rows=4, prompt_length=120, new_tokens=NEW_TOKENS)
+        generator = BatchScheduler(self.model, shape, GREEDY, [2], 0, view)
         generator.use(self.engine)
         return generator
 
-    def questions(self, image: Image.Image) -> list[Question]:
+    def questions(self, image: Image.Image) -> list[Request]:
         """The texts with an image, as tokens."""
         encoded = [encode_with_picture(self.processor, text, image) for text in TEXTS]
-        return [Question(inputs["input_ids"][0].tolist(), text, 1) for inputs, text in zip(encoded, TEXTS, strict=True)]
+        return [Request(inputs["input_ids"][0].tolist(), text, 1) for inputs, text in zip(encoded, TEXTS, strict=True)]
 
     def answer(self, image: Image.Image) -> list[list[int]]:
         """What it says of an image."""
@@ -152,7 +154,7 @@ def test_the_picture_matters(subject: Subject) -> None:
     questions = subject.questions(picture())
     first = generator.answer(questions)
     assert generator.answer(questions) == first
-    generator.show(subject.sight(picture("yellow")).look(subject.model), "another")
+    generator.show(subject.image_inputs(picture("yellow")).look(subject.model), "another")
     other = generator.answer(questions)
     assert other != first
     assert [answer.token_ids for answer in other] == subject.answer(picture("yellow"))
@@ -161,7 +163,7 @@ def test_the_picture_matters(subject: Subject) -> None:
 def test_the_models_own_way_is_checked(subject: Subject) -> None:
     """Logits as the model's own are fine; another picture, or other masks, as another family may have, are refused."""
     examples = [encode_with_picture(subject.processor, text, picture()) for text in (TEXTS[1], TEXTS[0])]
-    questions = [Question(inputs["input_ids"][0].tolist(), "any", 1) for inputs in examples]
+    questions = [Request(inputs["input_ids"][0].tolist(), "any", 1) for inputs in examples]
     agreement = subject.generator(picture()).check_reference(questions, examples)
     assert agreement.difference < 1e-5
     assert agreement.tokens == 2 * (1 + STEPS)
@@ -173,11 +175,11 @@ def test_damage_reaches_the_vision_tower_only_if_asked_to() -> None:
     """The built-in groups mean text; `reference_attn`, or a group of one's own, may mean tower and projector."""
     model = build("gemma3")
     for name in ("attn_only", "mlp_only", "embed_only", "all"):
-        assert not damages_sight(model, find_targets(model, Selection(group=name))), name
-    assert damages_sight(model, find_targets(model, Selection(group="reference_attn")))
+        assert not damages_vision(model, resolve_targets(model, Selection(group=name))), name
+    assert damages_vision(model, resolve_targets(model, Selection(group="reference_attn")))
     for pattern in ("*projector*", "*vision*fc1.weight"):
-        group = Group(include=(pattern,), component="vision")
-        assert damages_sight(model, find_targets(model, Selection(group="own", definition=group))), pattern
+        group = Group(include=(pattern,), tower="vision")
+        assert damages_vision(model, resolve_targets(model, Selection(group="own", definition=group))), pattern
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ path = "scene.png"
 
 [groups.eyes]
 include = ["*vision*fc1.weight"]
-component = "vision"
+tower = "vision"
 """
     eyes = '[[sweeps]]\nname = "eyes"\nmethod = "mult_gauss"\ngroup = "eyes"\nlevels = [0.0, 2.0]\n\n[generation]'
     (study / "specs" / "tiny.toml").write_text(spec.replace("[generation]", eyes))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from runner.damage_backend import KernelWard
+from runner.damage_backend import TritonBackend
 from runner.damage_methods import damage, keep_baseline, restore
 from runner.spec_sweep import Method
 from runner.target_tensor import Target
@@ -78,7 +78,7 @@ def reference_way(targets: Sequence[Target]) -> Callable[[], None]:
 def time_group(group: str) -> dict[str, float]:
     """Milliseconds of each method and of the reference way, and the extra memory that damage takes."""
     targets = make(group)
-    ward = KernelWard(targets, keep_baseline(targets))
+    ward = TritonBackend(targets, keep_baseline(targets))
     size = sum(target.weight.nbytes for target in targets)
     found = {"weights": float(sum(target.count for target in targets))}
     torch.cuda.reset_peak_memory_stats()
@@ -97,7 +97,7 @@ def time_group(group: str) -> dict[str, float]:
 
 def time_pinned(targets: Sequence[Target]) -> float:
     """Milliseconds with the baseline in pinned memory of the host."""
-    ward = KernelWard(targets, keep_baseline(targets, pinned=True))
+    ward = TritonBackend(targets, keep_baseline(targets, pinned=True))
     return milliseconds(lambda: ward.damage("mult_gauss", 0.3, 42))
 
 
@@ -107,7 +107,7 @@ def compare_bits(weights: int) -> dict[str, int]:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         torch.manual_seed(1)
         target = Target("layers.0.mlp.up_proj.weight", torch.randn(weights, device="cuda", dtype=dtype) * 0.02)
-        ward = KernelWard([target], keep_baseline([target]))
+        ward = TritonBackend([target], keep_baseline([target]))
         cpu = Target(target.name, target.weight.cpu())
         original = keep_baseline([cpu])
         for method, level in COMPARED:
@@ -124,7 +124,7 @@ def describe_normals(count: int) -> dict[str, float]:
     targets = [Target(name, torch.ones(count // 2, device="cuda")) for name in names]
     # With weight 1 and a large sigma, damaged / sigma is z to within 1e-7.
     sigma = 2.0**20
-    ward = KernelWard(targets, keep_baseline(targets))
+    ward = TritonBackend(targets, keep_baseline(targets))
     ward.damage("mult_gauss", sigma, 42)
     z = torch.cat([target.weight for target in targets]).div_(sigma)
     n = z.numel()
@@ -157,7 +157,7 @@ def describe_normals(count: int) -> dict[str, float]:
 def describe_more_seeds(count: int, seeds: range) -> dict[str, float]:
     """The figures that depend most on chance, over many seeds: far tails, correlation within a pair and in series."""
     targets = [Target("layers.0.mlp.up_proj.weight", torch.ones(count, device="cuda"))]
-    ward = KernelWard(targets, keep_baseline(targets))
+    ward = TritonBackend(targets, keep_baseline(targets))
     sigma, beyond, pair, serial = 2.0**20, 0, 0.0, 0.0
     for seed in seeds:
         ward.damage("mult_gauss", sigma, seed)

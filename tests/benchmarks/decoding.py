@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from runner import run
-from runner.decode_batch import Question, Shape, View
-from runner.decode_packing import join_projections
+from runner.decode_batch import BatchShape, ImageEmbeddings, Request
+from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
+from runner.decode_scheduler import BatchScheduler
 from runner.model_load import load_model, locate
-from runner.model_vision import Sight
+from runner.model_vision import ImageInputs
 from runner.spec import Generation, Model, Run, Spec
 from runner.spec_sweep import Sweep
 from tests.tiny import tiny_tokenizer
@@ -128,14 +128,14 @@ def of_generate(model: Any, rows: int, tokens: int, **options: Any) -> Number:
 def of_engine(model: Any, rows: int) -> Number:
     """What a step costs here: all steps of an answer, but not reading the prompt; and the time until it can go."""
     with clean():
-        shape = Shape(rows=rows, prompt_length=PROMPT_TOKENS, new_tokens=NEW_TOKENS)
-        generator = Generator(model, shape, SAMPLED, [], 0)
-        questions = [Question(ids, str(i), i) for i, ids in enumerate(prompts(model, rows).tolist())]
-        start_up = seconds(lambda: generator.find_engine(questions))
+        shape = BatchShape(rows=rows, prompt_length=PROMPT_TOKENS, new_tokens=NEW_TOKENS)
+        generator = BatchScheduler(model, shape, SAMPLED, [], 0)
+        questions = [Request(ids, str(i), i) for i, ids in enumerate(prompts(model, rows).tolist())]
+        start_up = seconds(lambda: generator.select_engine(questions))
         generator.answer(questions)
         whole = seconds(lambda: generator.answer(questions))
         decoder = generator._decoder
-        read = seconds(lambda: decoder.fill_bank([question.token_ids for question in questions[: shape.prompts]]))
+        read = seconds(lambda: decoder.prefill([question.token_ids for question in questions[: shape.prompts]]))
         reading = read * -(-rows // shape.prompts)
         return {
             "ms_per_step": 1000 * (whole - reading) / NEW_TOKENS,
@@ -179,7 +179,7 @@ def table_of(title: str, rows: dict[int, dict[str, Number]], floor: float) -> Ta
 
 def compare(title: str, model: Any, sizes: tuple[int, ...], *, whole: tuple[int, ...] = ()) -> Number:
     """Every way of decoding at every batch size, whole answers where asked for; prints the table."""
-    join_projections(model)
+    pack_projections(model)
     floor = 1000 * decoder_bytes(model) / bandwidth()
     rows: dict[int, dict[str, Number]] = {}
     for count in sizes:
@@ -196,21 +196,27 @@ def with_picture(model: Any) -> Number:
     config = model.config
     size, device = config.vision_config.image_size, model.device
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
-    sight = Sight(digest="", examples=[{"pixel_values": pixels}], token_id=config.image_token_id, both_ways=True)
+    image_inputs = ImageInputs(
+        digest="", examples=[{"pixel_values": pixels}], token_id=config.image_token_id, both_ways=True
+    )
     found: Number = {}
     for name in ("without", "with"):
-        shown = [sight.token_id] * config.mm_tokens_per_image if name == "with" else []
+        shown = [image_inputs.token_id] * config.mm_tokens_per_image if name == "with" else []
         ids = [[2, *shown, *row] for row in prompts(model, PICTURE_PROMPTS).tolist()]
-        questions = [Question(row, str(index), index) for index, row in enumerate(ids)]
-        view = View(token_id=sight.token_id, features=sight.look(model), both_ways=True) if shown else None
-        shape = Shape(rows=PICTURE_PROMPTS, prompt_length=len(ids[0]), new_tokens=NEW_TOKENS)
+        questions = [Request(row, str(index), index) for index, row in enumerate(ids)]
+        view = (
+            ImageEmbeddings(token_id=image_inputs.token_id, features=image_inputs.look(model), both_ways=True)
+            if shown
+            else None
+        )
+        shape = BatchShape(rows=PICTURE_PROMPTS, prompt_length=len(ids[0]), new_tokens=NEW_TOKENS)
         with clean():
-            generator = Generator(model, shape, SAMPLED, [], 0, view)
-            generator.find_engine(questions)
+            generator = BatchScheduler(model, shape, SAMPLED, [], 0, view)
+            generator.select_engine(questions)
 
-            def answer(generator: Generator = generator, questions: list[Question] = questions) -> None:
+            def answer(generator: BatchScheduler = generator, questions: list[Request] = questions) -> None:
                 if generator._decoder.view:
-                    generator.show(sight.look(model), None)
+                    generator.show(image_inputs.look(model), None)
                 generator.answer(questions)
 
             answer()

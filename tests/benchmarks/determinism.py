@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from runner.decode_batch import Answer, Question, Shape
-from runner.decode_engine import Engine, Name
-from runner.decode_packing import join_projections
-from runner.decode_scheduler import Generator
+from runner.decode_batch import BatchShape, Completion, Request
+from runner.decode_engine import EngineChoice, Name
+from runner.decode_packing import pack_projections
+from runner.decode_scheduler import BatchScheduler
 from tests.benchmarks.decoding import SAMPLED, gemma
 
 ROWS, RUNS = 38, 2
 LENGTHS = {24: 150, 300: 100}  # tokens of a prompt, and new ones
 
 
-def first_difference(one: list[Answer], other: list[Answer]) -> tuple[int, int | None]:
+def first_difference(one: list[Completion], other: list[Completion]) -> tuple[int, int | None]:
     """How many rows have other tokens, and the earliest step at which one has."""
     steps = [
         next((i for i, (a, b) in enumerate(zip(x.token_ids, y.token_ids, strict=False)) if a != b), None)
@@ -34,9 +34,11 @@ def measure(model: Any, engine: Name, width: int) -> dict[str, Any]:
     """Runs of the same questions, all compared with the first."""
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(300, 262_000, (ROWS, width), generator=draw).tolist()
-    questions = [Question(row, str(index), index) for index, row in enumerate(ids)]
-    generator = Generator(model, Shape(rows=ROWS, prompt_length=width, new_tokens=LENGTHS[width]), SAMPLED, [], 0)
-    generator.use(Engine(engine))
+    questions = [Request(row, str(index), index) for index, row in enumerate(ids)]
+    generator = BatchScheduler(
+        model, BatchShape(rows=ROWS, prompt_length=width, new_tokens=LENGTHS[width]), SAMPLED, [], 0
+    )
+    generator.use(EngineChoice(engine))
     answers = [generator.answer(questions) for _ in range(RUNS)]
     compared = [first_difference(answers[0], other) for other in answers[1:]]
     return {
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     model = gemma(torch.bfloat16)
-    join_projections(model)
+    pack_projections(model)
     found = []
     for cudnn in (True, False):
         torch.backends.cuda.enable_cudnn_sdp(enabled=cudnn)

@@ -10,10 +10,10 @@ import accelerate
 import pytest
 import torch
 
-from runner.damage_model import Patient
-from runner.decode_batch import Question, Shape
+from runner.damage_model import DamagedModel
+from runner.decode_batch import BatchShape, Request
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
+from runner.decode_scheduler import BatchScheduler
 from runner.model_load import load_model, locate
 from runner.run_setup import targets_of
 from runner.spec import Model, Spec
@@ -77,10 +77,12 @@ def test_two_gpus_hold_the_same_damaged_model(checkpoints: dict[str, Path], kind
             layers = {f"model.layers.{i}": i % 2 for i in range(model.config.num_hidden_layers)}
             others = {"model.embed_tokens": 0, "model.norm": 1, "model.rotary_emb": 0, "lm_head": 0}
             accelerate.dispatch_model(model, layers | others)
-        with Patient(lambda name, model=model: targets_of(model, spec, name)) as patient:
+        with DamagedModel(lambda name, model=model: targets_of(model, spec, name)) as patient:
             digests.append(patient.damage(group, "mult_gauss", 0.5, 3))
-            shape = Shape(rows=2, prompt_length=8, new_tokens=8)
-            generator = Generator(model, shape, Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0), [2], 0)
-            assert len(generator.answer([Question([5, 6, 7], "one", 1)])[0].token_ids) > 0
+            shape = BatchShape(rows=2, prompt_length=8, new_tokens=8)
+            generator = BatchScheduler(
+                model, shape, Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0), [2], 0
+            )
+            assert len(generator.answer([Request([5, 6, 7], "one", 1)])[0].token_ids) > 0
             assert patient.evidence("mult_gauss").fraction_changed > 0.9
     assert digests[0] == digests[1]

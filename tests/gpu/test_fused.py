@@ -6,12 +6,12 @@ import pytest
 import torch
 import transformers
 
-from runner.decode_batch import Question, Shape
-from runner.decode_engine import Engine, Name
-from runner.decode_packing import join_projections
+from runner.decode_batch import BatchShape, Request
+from runner.decode_engine import EngineChoice, Name
+from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
-from runner.decode_step import Decoder
+from runner.decode_scheduler import BatchScheduler
+from runner.decode_step import DecodeState
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -45,7 +45,7 @@ def make(kind: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
             if "norm" in name or "bias" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model = model.to("cuda", dtype).requires_grad_(requires_grad=False).eval()
-    join_projections(model)
+    pack_projections(model)
     return model
 
 
@@ -62,23 +62,23 @@ def test_every_step_agrees(kind: str, dtype: torch.dtype, rows: int) -> None:
     """Over 70 steps, past the window, each step from one state gives the same tokens and logits both ways."""
     from runner.decode_fused import FusedStep
 
-    shape = Shape(rows=rows, prompt_length=30, new_tokens=80)
+    shape = BatchShape(rows=rows, prompt_length=30, new_tokens=80)
     sampling = Sampling(do_sample=True, temperature=0.8, top_k=64, top_p=0.9)
-    decoder = Decoder(make(kind, dtype), shape, sampling, [7, 11], 0)
-    questions = [Question([5 + i * j % 900 for j in range(3 + i % 27)], f"q{i}", i) for i in range(rows)]
+    decoder = DecodeState(make(kind, dtype), shape, sampling, [7, 11], 0)
+    questions = [Request([5 + i * j % 900 for j in range(3 + i % 27)], f"q{i}", i) for i in range(rows)]
     for begin in range(0, rows, shape.prompts):
         batch = questions[begin : begin + shape.prompts]
-        decoder.fill_bank([question.token_ids for question in batch])
+        decoder.prefill([question.token_ids for question in batch])
         decoder.seat(range(begin, begin + len(batch)), range(len(batch)), batch)
     step, worst, other_tokens = FusedStep(decoder), 0.0, 0
     with torch.inference_mode():
         for index in range(70):
             before = [getattr(decoder, name).clone() for name in STATE]
-            step.choose()
+            step.sample_step()
             found = [getattr(decoder, name).clone() for name in STATE]
             for name, value in zip(STATE, before, strict=True):
                 getattr(decoder, name).copy_(value)
-            decoder.choose()
+            decoder.sample_step()
             expected = [getattr(decoder, name) for name in STATE]
             same = (found[0] == expected[0]).cpu()
             other_tokens += int((~same).sum())
@@ -97,11 +97,11 @@ def test_every_step_agrees(kind: str, dtype: torch.dtype, rows: int) -> None:
 @pytest.mark.parametrize("engine", ["plain", "graph", "fused"])
 def test_neighbours_do_not_matter_in_bfloat16(kind: str, engine: Name) -> None:
     """At 38 rows a row's answer is the same in any place, beside others, alone, and when it is seated later."""
-    shape = Shape(rows=38, prompt_length=30, new_tokens=40)
+    shape = BatchShape(rows=38, prompt_length=30, new_tokens=40)
     sampling = Sampling(do_sample=True, temperature=0.8, top_k=64, top_p=0.9)
-    generator = Generator(make(kind, torch.bfloat16), shape, sampling, list(range(7, 600)), 0)
-    generator.use(Engine(engine))
-    questions = [Question([5 + i * j % 900 for j in range(3 + i % 27)], f"q{i}", i) for i in range(90)]
+    generator = BatchScheduler(make(kind, torch.bfloat16), shape, sampling, list(range(7, 600)), 0)
+    generator.use(EngineChoice(engine))
+    questions = [Request([5 + i * j % 900 for j in range(3 + i % 27)], f"q{i}", i) for i in range(90)]
     expected = generator.answer(questions)
     assert len({len(answer.token_ids) for answer in expected}) > 5
     assert generator.answer(questions[::-1])[::-1] == expected

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from runner.damage_digest import fingerprint
-from runner.damage_effect import sums_of
+from runner.damage_effect import change_sums
 from runner.damage_methods import damage, keep_baseline, restore
 from runner.spec_sweep import Method
-from runner.target_tensor import Part, Target
+from runner.target_tensor import Target, UnitSet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -35,9 +35,9 @@ def group(dtype: torch.dtype) -> list[Target]:
         *targets,
         Target("shifted", shifted),
         Target("constant", torch.full((33,), 0.7, dtype=dtype, device="cuda")),
-        Target("columns", columns, Part(size=288, inner=1, start=192, stop=288)),
-        Target("rows", columns.clone(), Part(size=96, inner=288, start=10, stop=20)),
-        Target("even", experts, Part(size=64, inner=1, start=0, stop=64, step=2)),
+        Target("columns", columns, UnitSet(size=288, inner=1, start=192, stop=288)),
+        Target("rows", columns.clone(), UnitSet(size=96, inner=288, start=10, stop=20)),
+        Target("even", experts, UnitSet(size=64, inner=1, start=0, stop=64, step=2)),
     ]
 
 
@@ -45,12 +45,12 @@ def group(dtype: torch.dtype) -> list[Target]:
 @pytest.mark.parametrize(("dtype", "condition"), itertools.product(DTYPES, CONDITIONS), ids=str)
 def test_kernels_equal_the_cpu(dtype: torch.dtype, condition: tuple[Method, float], pinned: bool) -> None:  # noqa: FBT001 - a parameter
     """Every bit, every fingerprint and every count is that of NumPy and PyTorch on the CPU."""
-    from runner.damage_backend import KernelWard
+    from runner.damage_backend import TritonBackend
 
     method, level = condition
     on_gpu = group(dtype)
     on_cpu = [Target(t.name, t.weight.cpu().contiguous(), t.part) for t in on_gpu]
-    ward = KernelWard(on_gpu, keep_baseline(on_gpu, pinned=pinned))
+    ward = TritonBackend(on_gpu, keep_baseline(on_gpu, pinned=pinned))
     original = keep_baseline(on_cpu)
     for seed in (7, 2**40 + 1):
         ward.damage(method, level, seed)
@@ -58,7 +58,7 @@ def test_kernels_equal_the_cpu(dtype: torch.dtype, condition: tuple[Method, floa
         for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
             assert torch.equal(gpu.weight.cpu().view(torch.uint8), cpu.weight.view(torch.uint8)), gpu.name
         assert ward.fingerprints() == [fingerprint(t.weight) for t in on_cpu] == [fingerprint(t.weight) for t in on_gpu]
-        found, expected = ward.sums(), sums_of(on_cpu, original)
+        found, expected = ward.sums(), change_sums(on_cpu, original)
         assert (found.changed, found.zeroed) == (expected.changed, expected.zeroed)
         assert found.change_squared == pytest.approx(expected.change_squared)
         assert found.original_squared == pytest.approx(expected.original_squared)
@@ -80,15 +80,15 @@ def test_the_plain_path_on_cuda_equals_the_cpu(condition: tuple[Method, float]) 
 
 def test_more_than_two_to_the_31_weights() -> None:
     """Behind index 2**31 the numbers go on as the counter says: compared where the counter's upper word is in use."""
-    from runner.damage_backend import KernelWard
+    from runner.damage_backend import TritonBackend
 
     count = 2**31 + 4096
     weight = torch.ones(count, dtype=torch.bfloat16, device="cuda")
-    ward = KernelWard([Target("large", weight)], keep_baseline([Target("large", weight)]))
+    ward = TritonBackend([Target("large", weight)], keep_baseline([Target("large", weight)]))
     ward.damage("mult_gauss", 0.5, 9)
     from runner import philox
     from runner.damage_methods import multiply_gauss
 
     first = 2**31 - 4096
-    z = torch.from_numpy(philox.normals(9, philox.stream_of("damage", "large"), first, count - first))
+    z = torch.from_numpy(philox.normals(9, philox.stream_id("damage", "large"), first, count - first))
     assert torch.equal(weight[first:].cpu(), multiply_gauss(torch.ones(count - first), z, 0.5).bfloat16())

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from runner.decode_batch import Answer, Question, Shape
-from runner.decode_engine import Engine, Name
-from runner.decode_packing import join_projections
+from runner.decode_batch import BatchShape, Completion, Request
+from runner.decode_engine import EngineChoice, Name
+from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
-from runner.decode_scheduler import Generator
+from runner.decode_scheduler import BatchScheduler
 from runner.model_attention import repeat_on_cuda
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -49,7 +49,7 @@ def model_and_engine(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Name
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to("cuda").eval()
     model.requires_grad_(requires_grad=False)
     repeat_on_cuda()
-    join_projections(model)
+    pack_projections(model)
     yield model, engine
     torch.cuda.empty_cache()
 
@@ -61,16 +61,18 @@ def test_the_same_run_again(model_and_engine: tuple[Any, Name], width: int) -> N
     draw = torch.Generator().manual_seed(1)
     lengths = [max(1, width - 3 * (index % 7)) for index in range(ROWS)]
     questions = [
-        Question(torch.randint(3, 30_000, (length,), generator=draw).tolist(), str(index), seed=index)
+        Request(torch.randint(3, 30_000, (length,), generator=draw).tolist(), str(index), seed=index)
         for index, length in enumerate(lengths)
     ]
 
-    def run(generator: Generator) -> list[Answer]:
+    def run(generator: BatchScheduler) -> list[Completion]:
         return generator.answer(questions)
 
-    def fresh() -> Generator:
-        generator = Generator(model, Shape(rows=ROWS, prompt_length=width, new_tokens=NEW_TOKENS), SAMPLED, [2], 0)
-        generator.use(Engine(engine))
+    def fresh() -> BatchScheduler:
+        generator = BatchScheduler(
+            model, BatchShape(rows=ROWS, prompt_length=width, new_tokens=NEW_TOKENS), SAMPLED, [2], 0
+        )
+        generator.use(EngineChoice(engine))
         return generator
 
     one = fresh()
