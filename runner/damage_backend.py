@@ -13,7 +13,7 @@ from runner.damage_digest import BLOCK as DIGEST_BLOCK
 from runner.damage_digest import coefficients_on, fingerprint
 from runner.damage_effect import ChangeSums, change_sums
 from runner.damage_methods import Baseline, ablation_threshold, bounds, damage, keep_baseline, restore
-from runner.spec_sweep import Method, is_no_op
+from runner.spec_methods import Method, is_no_op
 from runner.target_tensor import Target
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class TritonBackend:
                 0.0 if quantise else float(level),
                 ablation_threshold(level) - 1 if ablate else 0,
                 float(level - 1) if quantise else 1.0,
-                METHOD=self._kernels.METHODS.index(method),
+                METHOD=self._kernels.BRANCHES.index(method),
                 TYPE=self._kernels.TYPES[self.dtype],
                 TENSORS=len(self.targets),
                 PARTS=self._parts,

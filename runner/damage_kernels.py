@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from runner.philox_kernels import philox
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 
 TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
-METHODS: tuple[Method, ...] = ("mult_gauss", "ablation", "uni_quant")  # their indices are METHOD in the kernel
+BRANCHES: tuple[Method, ...] = ("mult_gauss", "ablation", "uni_quant")  # their indices are METHOD in the kernel
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runner import philox
-from runner.spec_sweep import Method, is_no_op
+from runner.spec_methods import Method, is_no_op
 from runner.target_tensor import Target
 
 BLOCK = 2**24  # weights at a time: bounds the memory that damage needs beside the model

@@ -7,7 +7,7 @@ from runner.damage_backend import DamageBackend, make_backends
 from runner.damage_digest import bind
 from runner.damage_effect import DamageEffect, add, evidence
 from runner.damage_methods import restore
-from runner.spec_sweep import Method, weights_key
+from runner.spec_methods import METHODS, Method, weights_key
 from runner.target_tensor import Target
 
 
@@ -57,7 +57,7 @@ class DamagedModel:
         """What the damage that is there now did; measured once, however many conditions share it."""
         if self._evidence is None:
             sums = add(backend.sums() for backend in self._backends)
-            self._evidence = evidence(self.targets, sums, count_values=method == "uni_quant")
+            self._evidence = evidence(self.targets, sums, count_values=METHODS[method].discrete)
         return self._evidence
 
     def _read_digest(self) -> str:

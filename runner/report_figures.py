@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from runner.metric import Metric
+from runner.spec_methods import METHODS, Method
 
 # Okabe & Ito 2008, "Color universal design": told apart with every kind of colour vision. Black is the text's colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK = "#010203"  # in the page it becomes the text's colour, light or dark
-AXES = {"mult_gauss": "noise, sigma", "ablation": "ablated, probability", "uni_quant": "quantisation levels"}
 PIXELS_PER_INCH = 200
 MARGIN, HALF = 0.05, 0.5  # of the width of a panel
 STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
@@ -64,11 +64,11 @@ def draw(metric: Metric, summary: pl.DataFrame, ranking: pl.DataFrame, levels: M
     return figure
 
 
-def _draw_axis(axes: Axes, method: str, levels: Sequence[float]) -> None:
+def _draw_axis(axes: Axes, method: Method, levels: Sequence[float]) -> None:
     """The axis of a sweep, from its least to its most damaging level."""
     least, most = min(levels), max(levels)
-    axes.set_xlabel(AXES.get(method, "level"))
-    if method == "uni_quant":
+    axes.set_xlabel(METHODS[method].axis)
+    if METHODS[method].spacing == "geometric":
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_xlim(most * 2**0.3, least / 2**0.3)

@@ -7,7 +7,7 @@ from typing import get_args
 from runner.errors import SetupError
 from runner.results_layout import Record
 from runner.results_open import read_records
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 
 _OPTIONAL_TEXTS = ("finish_reason", "timestamp", "config_name", "model_name", "experiment_id")
 _OPTIONAL_NUMBERS = ("tokens", "perplexity")

@@ -28,7 +28,7 @@ from runner.report_effects import (
     threshold,
     threshold_interval,
 )
-from runner.spec_sweep import is_no_op
+from runner.spec_methods import is_no_op
 
 LOGARITHMIC = frozenset({"perplexity", "scored_perplexity"})  # what spreads over orders of magnitude
 SHARES = ("looped", "ended_by_itself", "nonfinite", "correct", "chance")  # of texts

@@ -21,7 +21,11 @@ from runner.report_runs import Row, find_runs, same_models
 from runner.report_statistics import PER_MODEL
 from runner.results_layout import Record
 from runner.spec import find_shipped
+from runner.spec_methods import METHODS
 from runner.task_prompts import Prompt, load_prompts, prefill_step
+
+FALLING = [name for name, method in METHODS.items() if not method.rises]
+UNSEEDED = [name for name, method in METHODS.items() if not method.random]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ def measure_rows(rows: Sequence[Row], prompts: Path | None = None) -> pl.DataFra
     ]
     schema = dict.fromkeys((metric.name for metric in METRICS), pl.Float64)
     table = pl.DataFrame(cells, infer_schema_length=None, schema_overrides=schema)
-    severity = pl.when(pl.col("method") == "uni_quant").then(-pl.col("level")).otherwise(pl.col("level"))
+    severity = pl.when(pl.col("method").is_in(FALLING)).then(-pl.col("level")).otherwise(pl.col("level"))
     damage = (severity.rank("dense").over("run", "sweep") - 1).cast(pl.Int64).alias("damage")
     return table.with_columns(damage).sort("run", "sweep", "damage", "repeat_index", "prompt_id", maintain_order=True)
 
@@ -227,7 +231,7 @@ def tidy(table: pl.DataFrame) -> pl.DataFrame:
     )
     of_texts = [name for name in names if name not in PER_MODEL]
     long = once.unpivot(of_texts, index=_LABELS, variable_name="metric").drop_nulls("value")
-    unseeded = (pl.col("method") == "uni_quant") | (pl.col("level") == 0)
+    unseeded = pl.col("method").is_in(UNSEEDED) | (pl.col("level") == 0)
     model = (
         pl.when(unseeded)
         .then(pl.lit(""))

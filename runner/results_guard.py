@@ -16,7 +16,8 @@ from runner.results_layout import Record
 from runner.results_sidecar import Tables
 from runner.spec import Spec, to_tables
 from runner.spec_converter import make_converter
-from runner.spec_sweep import Method, Sweep, is_no_op
+from runner.spec_methods import Method, is_no_op
+from runner.spec_sweep import Sweep
 
 _converter = make_converter()
 SHOWN_CHARACTERS = 200

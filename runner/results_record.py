@@ -6,7 +6,7 @@ from typing import Any
 from runner.env_provenance import now
 from runner.run_plan import Condition
 from runner.spec import Spec
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 
 # What a resume must not change, besides the seed.
 GUARDED = ("model_name", "dtype", "load_4bit", "gen_params", "image_used", "image_filename")

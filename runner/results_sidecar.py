@@ -12,6 +12,7 @@ from runner.errors import SetupError
 from runner.spec import Spec, dump_toml, to_tables
 from runner.spec_converter import make_converter
 from runner.spec_sweep import Sweep
+from runner.spec_toml import in_todays_words
 
 EVIDENCE_KEY = ("method", "group", "level", "repeat_index")
 Tables = Mapping[str, Any]
@@ -35,7 +36,7 @@ def read_sidecar(results: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise SetupError(f"{path}: is no file, and the sidecar should be there. Move it away.")
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = in_todays_words(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

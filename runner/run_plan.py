@@ -7,7 +7,7 @@ from itertools import count, groupby
 from attrs import frozen
 
 from runner.spec import Spec
-from runner.spec_sweep import Method, weights_key
+from runner.spec_methods import Method, weights_key
 from runner.task_prompts import Prompt
 
 # param_group_name, std_dev, repeat_index, degradation_method, prompt_text: exact, never rounded

@@ -22,7 +22,7 @@ from runner.run_identity import tokens_digest
 from runner.run_plan import Condition, PendingCondition, all_conditions, number_prompts, pending_conditions
 from runner.run_setup import RunContext
 from runner.spec import Spec
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 from runner.spec_targets import BUILT_IN
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens, tokenise

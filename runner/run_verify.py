@@ -15,7 +15,7 @@ from runner.results_sidecar import read_sidecar, sidecar_path
 from runner.run_identity import model_digest
 from runner.run_setup import load_intact, make_ready, targets_of
 from runner.spec import load_spec
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 
 logger = logging.getLogger(__name__)
 

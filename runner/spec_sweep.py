@@ -2,18 +2,17 @@
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from attrs import frozen
 
 from runner.spec_converter import NOT_EMPTY, Rule, refuse_contradictions
+from runner.spec_methods import METHODS, Method
 from runner.spec_targets import TIED_GROUPS, Layers, Selection, Tied
 
-Method = Literal["mult_gauss", "ablation", "uni_quant"]
 Text = Annotated[str, NOT_EMPTY]
 
 MOST_STEPS = 10_000
-FEWEST_VALUES, MOST_VALUES = 2, 2**24
 
 
 def _spacing(sweep: "Sweep") -> Iterator[str]:
@@ -46,8 +45,8 @@ def _last_level(sweep: "Sweep") -> Iterator[str]:
 
 
 def _level_problems(method: Method, level: float | None) -> Iterator[str]:
-    if level is not None and (wanted := _level_problem(method, level)):
-        yield f"level {level:g} is not allowed: the level of {method} is {wanted}"
+    if level is not None and not METHODS[method].allows(level):
+        yield f"level {level:g} is not allowed: the level of {method} is {METHODS[method].levels}"
 
 
 @frozen(kw_only=True)
@@ -82,41 +81,20 @@ class Sweep:
         """The levels, each once, from least to most damage.
 
         Linear spacing is computed on the decimals of the spec, not on their binary neighbours: 0.0 to 1.4 in 15 steps
-        holds 0.3, not 0.30000000000000004. `uni_quant` levels form a geometric series, rounded to integers.
+        holds 0.3, not 0.30000000000000004. Geometric spacing rounds to integers.
         """
+        method = METHODS[self.method]
         if self.levels is not None:
             found: Iterable[float] = self.levels
         elif self.start is None or self.stop is None or self.steps is None:
             raise AssertionError("a sweep without levels has start, stop and steps")
         elif self.steps == 1:
             found = [self.start]
-        elif self.method == "uni_quant":
+        elif method.spacing == "geometric":
             ratio = self.stop / self.start
             found = [self.start * ratio ** (i / (self.steps - 1)) for i in range(self.steps)]
         else:
             first, last = Fraction(repr(self.start)), Fraction(repr(self.stop))
             found = [float(first + (last - first) * i / (self.steps - 1)) for i in range(self.steps)]
-        if self.method == "uni_quant":
-            return tuple(sorted({round(level) for level in found}, reverse=True))
-        return tuple(sorted({level + 0.0 for level in found}))  # adding 0.0 turns -0.0 into 0.0
-
-
-def _level_problem(method: Method, level: float) -> str | None:
-    """What a level of this method has to be, if this one is not."""
-    if method == "mult_gauss":
-        return None if 0 <= level < float("inf") else "a standard deviation: finite, at least 0"
-    if method == "ablation":
-        return None if 0 <= level <= 1 else "a probability: from 0 to 1"
-    whole = FEWEST_VALUES <= level <= MOST_VALUES and level == round(level)
-    return None if whole else f"a whole number from {FEWEST_VALUES} to {MOST_VALUES}"
-
-
-def is_no_op(method: Method, level: float) -> bool:
-    """Whether a level leaves every weight as it is."""
-    return method != "uni_quant" and level == 0
-
-
-def weights_key(group: str, method: Method, level: float, seed: int) -> tuple[str, Method, float, int | None]:
-    """What damaged weights are a function of: all repeats of a quantisation, or of a no-op level, share them."""
-    deterministic = method == "uni_quant" or is_no_op(method, level)
-    return (group, method, level, None if deterministic else seed)
+        rounded = {round(level) if method.spacing == "geometric" else level + 0.0 for level in found}  # no -0.0
+        return tuple(sorted(rounded, reverse=not method.rises))

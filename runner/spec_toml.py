@@ -30,11 +30,21 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
         place = path.resolve()
         if place.exists() and not place.is_file():  # a device or a pipe could be read for ever
             raise SpecError(f"{path}: cannot be read as TOML: it is no regular file")
-        return place, tomllib.loads(place.read_text(encoding="utf-8"))
+        return place, in_todays_words(tomllib.loads(place.read_text(encoding="utf-8")))
     except RecursionError:
         raise SpecError(f"{path}: cannot be read as TOML: it is nested too deeply") from None
     except (OSError, ValueError, RuntimeError) as error:  # the last is a circle of links
         raise SpecError(f"{path}: cannot be read as TOML: {error}") from None
+
+
+def in_todays_words(tables: dict[str, Any]) -> dict[str, Any]:
+    """A sidecar of an earlier release with the keys that have other names by now; anything else as it is."""
+    groups = tables.get("groups")
+    if "provenance" in tables and isinstance(groups, dict):
+        for group in groups.values():
+            if isinstance(group, dict) and "component" in group:
+                group.setdefault("tower", group.pop("component"))
+    return tables
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from runner.damage_methods import damage, keep_baseline, restore
 from runner.damage_model import DamagedModel
 from runner.errors import SpecError
 from runner.model_load import Source, load_model
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 from runner.spec_targets import Selection
 from runner.target_tensor import Target
 

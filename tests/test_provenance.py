@@ -19,6 +19,7 @@ from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
 from runner.run_plan import all_conditions
 from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
 from runner.spec_sweep import Sweep
+from runner.spec_targets import Group
 from runner.task_prompts import Prompt
 
 # Of the design's table of fields: what the spec and the condition decide, and what only the run knows.
@@ -322,3 +323,15 @@ def test_a_mutated_sidecar_is_read_or_refused(path: Path) -> None:
             outcomes[True] += 1
             assert read_sidecar(path)
     assert min(outcomes.values()) > 50, outcomes
+
+
+def test_a_sidecar_of_an_earlier_release_is_read_in_todays_words(path: Path) -> None:
+    """What 0.1.0 called the component of a group is its tower; a spec that still says so is told."""
+    describe(path, evolve(SPEC, groups={"own": Group(include=("attn_all",), tower="vision")}), facts())
+    text = sidecar_path(path).read_text()
+    sidecar_path(path).write_text(text.replace('tower = "vision"', 'component = "vision"'))
+    assert read_sidecar(path)["groups"]["own"]["tower"] == "vision"
+    assert load_spec(sidecar_path(path)).groups["own"].tower == "vision"
+    (path.parent / "own.toml").write_text(sidecar_path(path).read_text().partition("[provenance]")[0])
+    with pytest.raises(SpecError, match="component: unknown key"):
+        load_spec(path.parent / "own.toml")

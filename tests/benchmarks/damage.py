@@ -15,7 +15,7 @@ import torch
 
 from runner.damage_backend import TritonBackend
 from runner.damage_methods import damage, keep_baseline, restore
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 from runner.target_tensor import Target
 
 LAYERS, HIDDEN, INTERMEDIATE, KEYS, VOCABULARY = 34, 2560, 10240, 1024, 262_208

@@ -8,7 +8,7 @@ import torch
 from runner.damage_digest import fingerprint
 from runner.damage_effect import change_sums
 from runner.damage_methods import damage, keep_baseline, restore
-from runner.spec_sweep import Method
+from runner.spec_methods import Method
 from runner.target_tensor import Target, UnitSet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
