@@ -67,6 +67,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def schema(session: nox.Session) -> None:
+    """Write specs/spec.schema.json anew, after a change to the classes of the spec."""
+    install_project(session)
+    session.run("python", "-m", "runner.spec_schema")
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Damage a real 135M-parameter chat model on the CPU and print what it says: about two minutes."""
     install_project(session)

@@ -1,6 +1,6 @@
 """Eight short tasks for a first look: dreams to tell and to continue, a story, a fact, a sum, an explanation."""
 
-from runner.task_prompts import Prompt
+from runner import Prompt
 
 PROMPTS = [
     Prompt("Tell me a dream you had last night.", "dream"),

@@ -1,6 +1,6 @@
 """Ways to ask for a dream: requests, and sentence openings to be continued. None has a right or wrong answer."""
 
-from runner.task_prompts import Prompt
+from runner import Prompt
 
 PROMPTS = [
     # Requests

@@ -1,6 +1,6 @@
 """School-level test questions with their accepted answers: mathematics, language, logic, factual, creativity."""
 
-from runner.task_prompts import Prompt
+from runner import Prompt
 
 PROMPTS = [
     # Mathematics: arithmetic

@@ -1,6 +1,7 @@
 """The spec: one TOML file as frozen classes, read strictly, merged, overridden, and written back."""
 
 import datetime as dt
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,16 +12,22 @@ import tomli_w
 from attrs import asdict, evolve, field, frozen
 
 from runner.errors import SpecError
-from runner.spec_converter import NOT_EMPTY, Rule, at_least, make_converter, problems, refuse_contradictions, suggestion
+from runner.spec_converter import (
+    NOT_EMPTY,
+    Rule,
+    at_least,
+    between,
+    make_converter,
+    problems,
+    refuse_contradictions,
+    suggestion,
+)
 from runner.spec_sweep import Sweep, Text
 from runner.spec_targets import BUILT_IN, Group, Selection
 from runner.spec_toml import apply, read_merged
 
 DType = Literal["float32", "float16", "bfloat16"]
 Count = Annotated[int, at_least(1)]
-FileName = Annotated[
-    str, Rule("a word of letters, digits, '_', '-' and '.'", lambda s: s.strip("._-") and _is_file_name(s))
-]
 
 MOST_REPEATS = MOST_MODELS = 1_000_000
 TEXT_SEQUENCE_LENGTH, IMAGE_SEQUENCE_LENGTH = 512, 1024
@@ -28,6 +35,11 @@ TEXT_SEQUENCE_LENGTH, IMAGE_SEQUENCE_LENGTH = 512, 1024
 
 def _is_file_name(text: str) -> bool:
     return all(char.isalnum() or char in "_-." for char in text)
+
+
+# Which characters beyond ASCII are letters or digits no pattern says in a way that all editors read.
+NAME_PATTERN = r"^[._-]*([0-9A-Za-z]|[^\x00-\x7F])([0-9A-Za-z._-]|[^\x00-\x7F])*$"
+FileName = Annotated[str, Rule("a word of letters, digits, '_', '-' and '.'", {"pattern": NAME_PATTERN}, _is_file_name)]
 
 
 @frozen(kw_only=True)
@@ -46,13 +58,11 @@ class Generation:
     """How the model answers; `top_k = 0` and `top_p = 1.0` turn these filters off."""
 
     do_sample: bool = True
-    temperature: Annotated[float, Rule("more than 0", lambda value: 0 < value < float("inf"))] = 1.0
+    temperature: Annotated[float, Rule("more than 0", {"exclusiveMinimum": 0}, math.isfinite)] = 1.0
     top_k: Annotated[int, at_least(0)] = 64
-    top_p: Annotated[float, Rule("more than 0 and at most 1", lambda value: 0 < value <= 1)] = 0.95
+    top_p: Annotated[float, Rule("more than 0 and at most 1", {"exclusiveMinimum": 0, "maximum": 1})] = 0.95
     max_new_tokens: Count = 350
-    max_batch_size: Annotated[int | Literal["auto"], Rule('at least 1, or "auto"', lambda n: n == "auto" or n >= 1)] = (
-        40
-    )
+    max_batch_size: Annotated[int | Literal["auto"], Rule('at least 1, or "auto"', {"minimum": 1})] = 40
     max_seq_length: Count | None = None
 
 
@@ -63,8 +73,8 @@ class Run:
     `date` is today for a chat template that writes the date into its prompts: a rerun then asks the same.
     """
 
-    seed: Annotated[int, Rule("from 0 to 2**62", lambda seed: 0 <= seed <= 2**62)] = 42
-    n_rep: Annotated[int, Rule(f"from 1 to {MOST_REPEATS}", lambda n: 1 <= n <= MOST_REPEATS)] = 1
+    seed: Annotated[int, Rule("from 0 to 2**62", {"minimum": 0, "maximum": 2**62})] = 42
+    n_rep: Annotated[int, between(1, MOST_REPEATS)] = 1
     date: dt.date = dt.date(2025, 1, 1)
 
 
@@ -78,7 +88,7 @@ class Image:
 
 @frozen(kw_only=True)
 class Perplexity:
-    """A fixed text whose perplexity is measured once per level."""
+    """A fixed text whose perplexity is measured under every damaged model."""
 
     compute: bool = False
     text: str = ""

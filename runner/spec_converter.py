@@ -5,7 +5,8 @@ errors, and all errors of a document are found in one pass. This module knows no
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
 from functools import partial
@@ -26,20 +27,48 @@ PLAIN_TYPES = {
 }
 
 
-@attrs.frozen
+# The keywords of JSON Schema that rules are made of. As there, each is about one kind of value and allows all others.
+KEYWORDS: dict[str, tuple[tuple[type, ...], Callable[[Any, Any], bool]]] = {
+    "minimum": ((int, float), lambda value, least: value >= least),
+    "maximum": ((int, float), lambda value, most: value <= most),
+    "exclusiveMinimum": ((int, float), lambda value, bound: value > bound),
+    "minLength": ((str,), lambda value, least: len(value) >= least),
+    "minItems": ((tuple,), lambda value, least: len(value) >= least),
+    "pattern": ((str,), lambda value, pattern: re.fullmatch(pattern, value) is not None),
+}
+
+
+@attrs.frozen(eq=False)  # types are dictionary keys, and Mapping has no hash
 class Rule:
-    """What a value has to satisfy beyond its type: `Annotated[int, Rule("at least 1", ...)]`."""
+    """What a value has to satisfy beyond its type: `Annotated[int, Rule("at least 1", {"minimum": 1})]`.
+
+    `keywords` are those of `KEYWORDS`, for the reader and for the schema of editors; `also` is what they cannot say.
+    """
 
     text: str
-    holds: Callable[[Any], bool]
+    keywords: Mapping[str, Any]
+    also: Callable[[Any], bool] | None = None
+
+    def holds(self, value: object) -> bool:
+        """Whether a value of the right type is allowed."""
+        for keyword, bound in self.keywords.items():
+            kinds, satisfied = KEYWORDS[keyword]
+            if isinstance(value, kinds) and not satisfied(value, bound):
+                return False
+        return self.also is None or self.also(value)
 
 
 def at_least(least: int) -> Rule:
     """A lower bound, itself allowed."""
-    return Rule(f"at least {least}", lambda value: value >= least)
+    return Rule(f"at least {least}", {"minimum": least})
 
 
-NOT_EMPTY = Rule("non-empty", lambda value: len(value) > 0)
+def between(least: int, most: int) -> Rule:
+    """Both bounds, themselves allowed."""
+    return Rule(f"from {least} to {most}", {"minimum": least, "maximum": most})
+
+
+NOT_EMPTY = Rule("non-empty", {"minLength": 1, "minItems": 1})
 
 
 def make_converter() -> cattrs.Converter:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from attrs import frozen
 
-from runner.spec_converter import NOT_EMPTY, Rule, refuse_contradictions
+from runner.spec_converter import NOT_EMPTY, between, refuse_contradictions
 from runner.spec_methods import METHODS, Method
 from runner.spec_targets import TIED_GROUPS, Layers, Selection, Tied
 
@@ -65,7 +65,7 @@ class Sweep:
     tied: Tied = "both"
     start: float | None = None
     stop: float | None = None
-    steps: Annotated[int, Rule(f"from 1 to {MOST_STEPS}", lambda steps: 1 <= steps <= MOST_STEPS)] | None = None
+    steps: Annotated[int, between(1, MOST_STEPS)] | None = None
     levels: Annotated[tuple[float, ...], NOT_EMPTY] | None = None
 
     def __attrs_post_init__(self) -> None:

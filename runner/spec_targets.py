@@ -1,6 +1,5 @@
 """Which weights a sweep means, before there is a model: the names of groups, groups of one's own, ranges of layers."""
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -42,13 +41,12 @@ def _spans(text: str) -> list[tuple[int, int | None]]:
     return spans
 
 
-def _is_layers(text: str) -> bool:
-    if not re.fullmatch(r"[0-9]+(-[0-9]*)?(,[0-9]+(-[0-9]*)?)*", text):
-        return False
+def _ascend(text: str) -> bool:
     return all(last is None or first <= last for first, last in _spans(text))
 
 
-Layers = Annotated[str, Rule("layers, counted from 0: '0-11', '24-' or '0,8,16'", _is_layers)]
+LAYERS_PATTERN = "^[0-9]+(-[0-9]*)?(,[0-9]+(-[0-9]*)?)*$"
+Layers = Annotated[str, Rule("layers, counted from 0: '0-11', '24-' or '0,8,16'", {"pattern": LAYERS_PATTERN}, _ascend)]
 Patterns = tuple[Annotated[str, NOT_EMPTY], ...]
 
 

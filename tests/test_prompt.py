@@ -52,7 +52,7 @@ def test_texts_and_prompts_may_be_mixed(tmp_path: Path) -> None:
     """A user's list holds plain texts where there is nothing more to say, in the user's order, line breaks and all."""
     write(
         tmp_path,
-        "from runner.task_prompts import Prompt\nPROMPTS = ('Who?\\n', Prompt('1 + 1?', 'sum', '2'), 'Über 😀')\n",
+        "from runner import Prompt\nPROMPTS = ('Who?\\n', Prompt('1 + 1?', 'sum', '2'), 'Über 😀')\n",
     )
     expected = (Prompt("Who?\n"), Prompt("1 + 1?", "sum", ("2",)), Prompt("Über 😀"))
     assert load_prompts("own", tmp_path / "specs") == expected
@@ -90,7 +90,7 @@ def test_a_missing_module_gets_a_suggestion(tmp_path: Path) -> None:
         ("PROMPTS = ['Who?', 'Where?', 'Who?']", "entry 3 has the text of entry 1: 'Who?'"),
         ("PROMPTS = ['Who?', 3]", "entry 2 is neither a text nor a Prompt with a text: 3"),
         ("PROMPTS = ['Who?', ' ']", "entry 2 is neither a text nor a Prompt with a text: ' '"),
-        ("from runner.task_prompts import Prompt\nPROMPTS = [Prompt(3)]", "entry 1 is neither"),
+        ("from runner import Prompt\nPROMPTS = [Prompt(3)]", "entry 1 is neither"),
         ("PROMPTS = ['Who?'", "SyntaxError: '[' was never closed"),
         ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
         ("PROMPTS = ['Who?'] + 3", "TypeError: can only concatenate list"),
@@ -103,11 +103,11 @@ def test_a_missing_module_gets_a_suggestion(tmp_path: Path) -> None:
         ("raise GeneratorExit", "GeneratorExit"),
         ("PROMPTS = ['Who?', '\\ud800']", "entry 2 holds half a character"),
         (
-            "from runner.task_prompts import Prompt\nPROMPTS = [Prompt('Who?', answer=(3,))]",
+            "from runner import Prompt\nPROMPTS = [Prompt('Who?', answer=(3,))]",
             "entry 1 has an answer that is no text",
         ),
         (
-            "from runner.task_prompts import Prompt\nPROMPTS = [Prompt('Who?', 3)]",
+            "from runner import Prompt\nPROMPTS = [Prompt('Who?', 3)]",
             "entry 1 has a category that is no text: 3",
         ),
         ("class X:\n    def __repr__(self): raise ValueError\nPROMPTS = X()", "it is a X (ValueError in its __repr__)"),

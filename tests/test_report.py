@@ -259,7 +259,7 @@ def test_nothing_beside_a_results_file_is_executed(tmp_path: Path) -> None:
     file.with_suffix(".toml").write_text('name = "planted"\nprompts = "mine"\n[model]\nid = "a/model"\n')
     module = (
         "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
-        "from runner.task_prompts import Prompt\nPROMPTS = [Prompt('Who?', 'x', 'me')]\n"
+        "from runner import Prompt\nPROMPTS = [Prompt('Who?', 'x', 'me')]\n"
     )
     for folder in (tmp_path / "prompts", tmp_path / "results" / "prompts", tmp_path / "results"):
         folder.mkdir(exist_ok=True)
