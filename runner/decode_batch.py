@@ -1,7 +1,7 @@
-"""What goes into a batch and what comes out: questions, answers, and the static shape that both must fit."""
+"""What goes into a batch and what comes out: requests, completions, and the static shape that both must fit."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from attrs import evolve, frozen
 from torch import Tensor
@@ -44,19 +44,24 @@ class ImageEmbeddings:
 
 @frozen
 class Request:
-    """A templated and tokenised prompt, and what its random stream is named by: seed and plain text."""
+    """A templated and tokenised prompt, and what its random stream is named by: seed and plain text.
+
+    `id`, which can be hashed, is what the asker knows it by; the completion carries it back.
+    """
 
     token_ids: Sequence[int]
     text: str
     seed: int
+    id: Any = None
 
 
 @frozen
 class Completion:
-    """The generated tokens, an end-of-sequence token included, and why they ended."""
+    """The generated tokens, an end-of-sequence token included, why they ended, and the id of the request."""
 
     token_ids: list[int]
     finish_reason: str
+    id: Any = None
 
 
 class UnknownDecoderError(Exception):

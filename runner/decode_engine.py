@@ -41,7 +41,7 @@ class DisagreementError(Exception):
 
 
 def select_engine(decoder: DecodeState, requests: Sequence[Request]) -> EngineChoice:
-    """The fastest engine that agrees with the plain one on the first steps of some questions; it is then in use."""
+    """The fastest engine that agrees with the plain one on the first steps of some requests; it is then in use."""
     if decoder.device.type != "cuda":
         return install(decoder, PLAIN)
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:

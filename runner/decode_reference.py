@@ -46,7 +46,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 def trace(decoder: DecodeState, requests: Sequence[Request], steps: int = STEPS) -> Trace:
     """The logits behind some prompts and, decoding on, behind the first tokens; whatever token would end an answer.
 
-    At most `decoder.shape.prompts` questions; the decoder's rows must be free, and are again.
+    At most `decoder.shape.prompts` requests; the decoder's rows must be free, and are again.
     """
     places = range(len(requests))
     decoder.prefill([request.token_ids for request in requests])
@@ -63,7 +63,7 @@ def trace(decoder: DecodeState, requests: Sequence[Request], steps: int = STEPS)
 
 
 def equal_bits(one: Trace, other: Trace) -> bool:
-    """Whether two traces of the same questions are the same; what is no number equals itself."""
+    """Whether two traces of the same requests are the same; what is no number equals itself."""
     return all(
         torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isfinite(), b.isfinite())
         for step, other_step in zip(one, other, strict=True)
@@ -77,7 +77,7 @@ def check_reference(
     """Compare what follows the longest and the shortest prompt with the model's own forward pass of each alone.
 
     Both are read left-padded beside each other where the shape has two rows, and decoded for three tokens. `examples`
-    are the processor's inputs for these questions where they show a picture.
+    are the processor's inputs for these requests where they show a picture.
 
     Raises:
         SetupError: the logits differ by more than rounding, or the intact model's are no numbers.

@@ -1,8 +1,8 @@
-"""From any number of questions to answers: rows of a static shape that are filled, watched and filled again.
+"""Continuous batching in a static shape: rows are admitted, decoded, polled and admitted again.
 
-Kernels do the same for a row whatever its neighbours are, and every mask is spelt out, so an answer depends on nothing
-but its question, the weights and the static shape: not on its row, nor on when it was seated. A resumed run gives the
-bytes of an uninterrupted one.
+Kernels do the same for a row whatever its neighbours are, and every mask is spelt out, so a completion depends on
+nothing but its request, the weights and the static shape: not on its row, nor on when it was admitted. A resumed run
+gives the bytes of an uninterrupted one.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from runner.decode_batch import BatchShape, Completion, ImageEmbeddings, Request
@@ -19,21 +19,21 @@ from runner.decode_reference import Agreement, check_reference
 from runner.decode_sampling import Sampling
 from runner.decode_step import DecodeState
 
-STEPS_PER_POLL = 16  # a look makes the host wait for the device, and lets rows that have ended begin anew
+STEPS_PER_POLL = 16  # a poll makes the host wait for the device, and lets rows that have ended begin anew
 FREE_SHARE = 0.25  # of the rows, before reading more prompts is worth the steps that it costs
 
 
 @frozen
 class FinishedBatch:
-    """Answers that ended by one look: the visit they belong to, each with its question's index, and their seconds."""
+    """Completions that ended by one poll, all of one unit of work, and their seconds."""
 
     unit: int
-    answers: list[tuple[int, Completion]]
-    seconds: float  # since the look before that found some, or since the visit began: they add up
+    completions: list[Completion]
+    seconds: float  # since the poll before that found some, or since the unit began: they add up
 
 
 class BatchScheduler:
-    """Answers questions with a model in one static shape."""
+    """Completes requests with a model in one static shape."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class BatchScheduler:
         self.engine = install(self._decoder, engine)
 
     def check_reference(self, requests: Sequence[Request], examples: Sequence[Mapping[str, Tensor]] = ()) -> Agreement:
-        """Compare the plain way to decode with the model's own forward pass; see `reference`.
+        """Compare the plain way to decode with the model's own forward pass; see `decode_reference`.
 
         Raises:
             SetupError: they differ by more than rounding.
@@ -72,20 +72,21 @@ class BatchScheduler:
         self.seen = seen
 
     def answer(self, requests: Sequence[Request]) -> list[Completion]:
-        """All answers of the model as it is, in the order of the questions."""
-        found = dict(pair for ended in self.answers([requests]) for pair in ended.answers)
-        return [found[index] for index in range(len(requests))]
+        """All completions of the model as it is, in the order of the requests."""
+        numbered = [evolve(request, id=index) for index, request in enumerate(requests)]
+        found = {one.id: one for finished in self.answers([numbered]) for one in finished.completions}
+        return [evolve(found[index], id=request.id) for index, request in enumerate(requests)]
 
     def answers(self, units: Iterable[Sequence[Request]]) -> Iterator[FinishedBatch]:
-        """Answers as they end, visit by visit; the next visit is asked for when all rows are free.
+        """Completions as they end, unit by unit; the next unit is asked for when all rows are free.
 
-        What ended by one look is given when the device has its next steps to do already, across visits too: asking for
-        a visit may change the model, and work on what is given costs no time. Questions of one prompt had better stand
-        together in a visit: it is then read once.
+        What ended by one poll is given when the device has its next steps to do already, across units too: asking for
+        a unit may change the model, and work on what is given costs no time. Requests of one prompt had better stand
+        together in a unit: it is then read once.
         """
-        ended: FinishedBatch | None = None
+        finished: FinishedBatch | None = None
         for number, requests in enumerate(units):
-            waiting, running = deque(enumerate(requests)), dict[int, int]()
+            waiting, running = deque(requests), dict[int, Request]()
             prefix_cache: dict[tuple[int, ...], int] = {}
             started = time.perf_counter()
             while waiting or running:
@@ -93,13 +94,13 @@ class BatchScheduler:
                 if waiting and self._worth_admitting(free):
                     self._admit(waiting, free, running, prefix_cache)
                 self._decoder.advance(STEPS_PER_POLL)
-                if ended:
-                    yield ended
+                if finished:
+                    yield finished
                 found, now = self._collect_finished(running), time.perf_counter()
-                ended = FinishedBatch(number, found, now - started) if found else None
+                finished = FinishedBatch(number, found, now - started) if found else None
                 started = now if found else started
-        if ended:
-            yield ended
+        if finished:
+            yield finished
 
     def _worth_admitting(self, free: Sequence[int]) -> bool:
         # On the CPU attention reads the filled part of the cache only, for which all rows must be at the same step.
@@ -108,32 +109,32 @@ class BatchScheduler:
 
     def _admit(
         self,
-        waiting: deque[tuple[int, Request]],
+        waiting: deque[Request],
         free: Sequence[int],
-        running: dict[int, int],
+        running: dict[int, Request],
         prefix_cache: dict[tuple[int, ...], int],
     ) -> None:
-        """Let free rows begin the next questions; prompts that are not in the bank are read first."""
+        """Let free rows begin the next requests; prompts that are not in the prefix cache are read first."""
         taken = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
         while taken:
-            known = [pair for pair in taken if tuple(pair[1].token_ids) in prefix_cache]
+            known = [request for request in taken if tuple(request.token_ids) in prefix_cache]
             if not known:
-                ahead = dict.fromkeys(tuple(request.token_ids) for _, request in (*taken, *waiting))
+                ahead = dict.fromkeys(tuple(request.token_ids) for request in (*taken, *waiting))
                 prompts = list(ahead)[: self.shape.prompts]
                 prefix_cache.clear()
                 prefix_cache.update({prompt: place for place, prompt in enumerate(prompts)})
                 self._decoder.prefill(prompts)
                 continue
             rows, free = free[: len(known)], free[len(known) :]
-            requests = [request for _, request in known]
-            self._decoder.seat(rows, [prefix_cache[tuple(request.token_ids)] for request in requests], requests)
-            running.update(zip(rows, (index for index, _ in known), strict=True))
-            taken = [pair for pair in taken if pair not in known]
+            self._decoder.seat(rows, [prefix_cache[tuple(request.token_ids)] for request in known], known)
+            running.update(zip(rows, known, strict=True))
+            taken = [request for request in taken if tuple(request.token_ids) not in prefix_cache]
 
-    def _collect_finished(self, running: dict[int, int]) -> list[tuple[int, Completion]]:
-        """The answers of rows that have ended, which are free from now on."""
+    def _collect_finished(self, running: dict[int, Request]) -> list[Completion]:
+        """The completions of rows that have ended, which are free from now on."""
         active = self._decoder.active.tolist()
         rows = [row for row in running if not active[row]]
         if not rows:
             return []
-        return [(running.pop(row), answer) for row, answer in zip(rows, self._decoder.answers(rows), strict=True)]
+        ended = zip(rows, self._decoder.answers(rows), strict=True)
+        return [evolve(completion, id=running.pop(row).id) for row, completion in ended]

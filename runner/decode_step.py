@@ -74,7 +74,7 @@ class DecodeState:
 
     @torch.inference_mode()
     def seat(self, rows: Sequence[int], prompts: Sequence[int], requests: Sequence[Request]) -> None:
-        """Let rows begin to answer questions, whose prompts are in the bank at these places."""
+        """Let rows begin to complete requests, whose prompts are in the prefix cache at these places."""
         at, source = torch.tensor([rows, prompts], device=self.device)
         for layer in self.layers:
             layer.seat(at, source)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
@@ -25,7 +25,7 @@ from runner.model_vision import damages_vision
 from runner.results_record import experiment_id
 from runner.results_sidecar import Sidecar
 from runner.run_identity import tokens_digest
-from runner.run_plan import Condition, PendingCondition, WorkUnit, all_conditions, most_requests, work_units
+from runner.run_plan import Condition, PendingCondition, RequestId, WorkUnit, all_conditions, most_requests, work_units
 from runner.run_resume import (
     Experiment,
     check_asked,
@@ -124,9 +124,9 @@ def run_experiment(
             units = work_units(
                 PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices
             )
-            for condition, index in run_units(units, scheduler, damaged_model, writer, most):
-                left[condition].remove(index)
-            rows = min(2 * shape.rows, most)  # if questions are left, there is room for more rows
+            for done in run_units(units, scheduler, damaged_model, writer, most):
+                left[done.condition].remove(done.prompt_index)
+            rows = min(2 * shape.rows, most)  # if requests are left, there is room for more rows
         except torch.OutOfMemoryError:
             rows = model_memory.rows_after_overflow(shape.rows)
         shape, scheduler = shape.with_rows(rows), None
@@ -135,10 +135,10 @@ def run_experiment(
 
 def run_units(
     units: Sequence[WorkUnit], scheduler: BatchScheduler, damaged_model: DamagedModel, writer: RecordWriter, most: int
-) -> Iterator[tuple[Condition, int]]:
-    """Damage the model and let it answer, visit by visit; gives the questions whose records are on the disk.
+) -> Iterator[RequestId]:
+    """Damage the model and let it answer, unit by unit; gives the requests whose records are on the disk.
 
-    Stops before a visit for which more rows would fit in memory. While this writes, the device decodes.
+    Stops before a unit for which more rows would fit in memory. While this writes, the device decodes.
     """
     context, reports = writer.context, list[DamageReport]()
 
@@ -148,7 +148,7 @@ def run_units(
                 return
             reports.append(damage(context, unit, damaged_model))
             look(context, unit, damaged_model, scheduler)
-            yield [ask(context, index, condition.seed) for condition, index in unit.requests]
+            yield [evolve(ask(context, one.prompt_index, one.condition.seed), id=one) for one in unit.requests]
 
     described = 0
     for ended in scheduler.answers(damaged_models()):
@@ -157,7 +157,7 @@ def run_units(
 
 
 def damage(context: RunContext, unit: WorkUnit, damaged_model: DamagedModel) -> DamageReport:
-    """Bring the model into the condition of a visit and say what that did."""
+    """Bring the model into the condition of a unit and say what that did."""
     condition = unit.pending[0].condition
     digest = damaged_model.damage(condition.group, condition.method, condition.level, condition.seed)
     return DamageReport(
@@ -188,7 +188,7 @@ def measure_perplexity(context: RunContext, condition: Condition) -> float | Non
 
 
 def most_rows(context: RunContext, experiment: Experiment) -> int:
-    """The rows of a batch when memory allows: what the spec says, or as many as one damaged model has questions."""
+    """The rows of a batch when memory allows: what the spec says, or as many as one damaged model has requests."""
     limit, prompts = context.spec.generation.max_batch_size, len(context.prompts)
     if limit != "auto":
         return min(prompts, limit)
@@ -201,7 +201,7 @@ def most_rows(context: RunContext, experiment: Experiment) -> int:
 
 
 def make_scheduler(context: RunContext, shape: BatchShape) -> BatchScheduler:
-    """A generator of this shape that chooses tokens as the spec says."""
+    """A scheduler of this shape that chooses tokens as the spec says."""
     g = context.spec.generation
     sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
     eos, pad = end_tokens(context.model, context.tokenizer), pad_token(context.model, context.tokenizer)
@@ -245,7 +245,7 @@ def image_embeddings(context: RunContext) -> ImageEmbeddings | None:
 
 
 def ask(context: RunContext, index: int, seed: int) -> Request:
-    """The question that a prompt is under the seed of a repeat."""
+    """The request that a prompt is under the seed of a repeat."""
     return Request(context.token_ids[index], context.prompts[index].text, seed)
 
 

@@ -48,16 +48,24 @@ class PendingCondition:
 
 
 @frozen
+class RequestId:
+    """What a request is known by: a condition, and a prompt by its 0-based index in the list of all prompts."""
+
+    condition: Condition
+    prompt_index: int
+
+
+@frozen
 class WorkUnit:
     """One damaged model and all that it is still asked, by whichever conditions share its weights."""
 
     pending: tuple[PendingCondition, ...]
 
     @cached_property
-    def requests(self) -> list[tuple[Condition, int]]:
-        """Condition and prompt index of everything to ask; equal prompts stand together."""
-        pairs = [(pending.condition, index) for pending in self.pending for index in pending.prompt_indices]
-        return sorted(pairs, key=lambda pair: pair[1])
+    def requests(self) -> list[RequestId]:
+        """Everything to ask; equal prompts stand together."""
+        ids = [RequestId(pending.condition, index) for pending in self.pending for index in pending.prompt_indices]
+        return sorted(ids, key=lambda one: one.prompt_index)
 
 
 def all_conditions(spec: Spec) -> list[Condition]:
@@ -99,7 +107,7 @@ def pending_conditions(
 
 
 def work_units(pending: Iterable[PendingCondition]) -> list[WorkUnit]:
-    """Jobs in their order, those in a row whose damaged weights are equal as one visit."""
+    """Pending conditions in their order, those in a row whose damaged weights are equal as one unit of work."""
     return [WorkUnit(tuple(same)) for _, same in groupby(pending, key=lambda pending: pending.condition.weights)]
 
 

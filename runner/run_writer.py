@@ -15,7 +15,7 @@ from runner.results_file import ResultsFile
 from runner.results_record import make_record
 from runner.results_sidecar import Sidecar
 from runner.run_identity import tokens_digest
-from runner.run_plan import Condition, WorkUnit
+from runner.run_plan import Condition, RequestId, WorkUnit
 from runner.run_setup import RunContext
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,12 @@ class RecordWriter:
 
     def write(
         self, new: Sequence[DamageReport], report: DamageReport, ended: FinishedBatch, shape: BatchShape
-    ) -> list[tuple[Condition, int]]:
-        """Write down what damage did to models that are `new`, and answers that ended together of one of them.
+    ) -> list[RequestId]:
+        """Write down what damage did to models that are `new`, and completions that ended together of one of them.
 
-        Gives the questions that are thereby done.
+        Gives what is thereby done.
         """
-        asked = report.unit.requests
-        done = [asked[index] for index, _ in ended.answers]
+        done = [completion.id for completion in ended.completions]
         used = model_memory.used_fraction(self.context.device)
         of_all = _model_fields(self.context, report) | {
             "duration": ended.seconds / len(done),
@@ -60,43 +59,43 @@ class RecordWriter:
         records = [
             make_record(
                 self.context.spec,
-                condition,
-                self._completion_fields(index, shape, answer)
+                completion.id.condition,
+                self._completion_fields(completion, shape)
                 | of_all
-                | {"prompt_digest": tokens_digest(self.context.token_ids[index])}
+                | {"prompt_digest": tokens_digest(self.context.token_ids[completion.id.prompt_index])}
                 | identity,
             )
-            for (condition, index), (_, answer) in zip(done, ended.answers, strict=True)
+            for completion in ended.completions
         ]
         self.file.begin(records)  # before the sidecar, which could otherwise be that of another file by now
         for one in new:
             self._write_effect(one)
         self.file.append(records)
-        self.progress.batch_done([condition for condition, _ in done], records, ended.seconds)
+        self.progress.batch_done([one.condition for one in done], records, ended.seconds)
         model_memory.check(used)
         return done
 
     def _write_effect(self, report: DamageReport) -> None:
-        """Say in the sidecar what the damage of a visit's conditions did."""
+        """Say in the sidecar what the damage of a unit's conditions did."""
         self.sidecar.add_evidence([_effect_row(pending.condition, report) for pending in report.unit.pending])
         first, distinct = report.unit.pending[0].condition, report.evidence.distinct_values
         if first.repeat_index == 0 and distinct is not None and distinct < first.level:
             dtype = self.context.spec.model.dtype
             logger.warning("%s: %s holds %d distinct values of %g", first, dtype, distinct, first.level)
 
-    def _completion_fields(self, index: int, shape: BatchShape, answer: Completion) -> dict[str, Any]:
+    def _completion_fields(self, completion: Completion, shape: BatchShape) -> dict[str, Any]:
         """What a record says of a prompt and its answer."""
-        context = self.context
+        context, index = self.context, completion.id.prompt_index
         text = context.prompts[index].text
         return {
             "device": str(context.device),
             "prompt_id": self.prompt_ids[text],
             "prompt_text": text,
-            "output": context.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
-            "tokens": len(answer.token_ids),
-            "tokens_out": len(answer.token_ids),
+            "output": context.tokenizer.decode(completion.token_ids, skip_special_tokens=True),
+            "tokens": len(completion.token_ids),
+            "tokens_out": len(completion.token_ids),
             "tokens_in": len(context.token_ids[index]),
-            "finish_reason": answer.finish_reason,
+            "finish_reason": completion.finish_reason,
             "batch_size_effective": shape.rows,
             "padded_length": shape.prompt_length,
         }

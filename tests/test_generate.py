@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 
 from runner.decode_batch import BatchShape, Completion, Request
 from runner.decode_engine import EngineChoice, Name
@@ -214,16 +215,16 @@ def test_visits_follow_one_another(subject: Subject) -> None:
         for visit in range(3):
             weight.data.neg_()  # there and back again
             asked.append(visit)
-            yield subject.questions
+            yield [evolve(question, id=index) for index, question in enumerate(subject.questions)]
 
     weight.data.neg_()
     expected.insert(0, subject.answer(subject.questions))
     weight.data.neg_()
     found: dict[tuple[int, int], Completion] = {}
     for ended in subject.generator().answers(visits()):
-        assert ended.visit < len(asked)
+        assert ended.unit < len(asked)
         assert ended.seconds > 0
-        found |= {(ended.visit, index): answer for index, answer in ended.answers}
+        found |= {(ended.unit, one.id): evolve(one, id=None) for one in ended.completions}
     weight.data.neg_()
     assert expected[0] != expected[1]
     assert len(found) == 3 * len(subject.questions)
