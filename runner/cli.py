@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="only this sweep (repeatable)")  # fmt: skip
     parser.add_argument("--results", type=Path, default=Path(os.environ.get("DEGRADE_RESULTS") or "results"),
                         metavar="DIR", help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
-    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model_load.device")
+    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
     parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
     parser.add_argument("--force", action="store_true",
                         help="run everything again; the old file is kept under a dated name")  # fmt: skip
@@ -64,7 +64,7 @@ def build_verify_parser() -> argparse.ArgumentParser:
         "others as for degrade",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results file, its sidecar beside it")
-    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model_load.device")
+    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
 

@@ -1,4 +1,4 @@
-"""From any number of questions to answers: rows of a static shape that are filled, watched and filled again.
+"""Continuous batching: from any number of questions to answers, in rows that are filled again as answers end.
 
 Kernels do the same for a row whatever its neighbours are, and every mask is spelt out, so an answer depends on nothing
 but its question, the weights and the static shape: not on its row, nor on when it was seated. A resumed run gives the
