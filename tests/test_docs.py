@@ -111,7 +111,7 @@ def test_the_readme_knows_every_prefix() -> None:
 
 @each_page
 def test_commands_on_a_page_are_understood(page: Path) -> None:
-    """Every `degrade ...` is parsed by the command's own parser, and the specs that it names ship.
+    """Every `degrade ...` is parsed by the command's own parser, and the specs that it names are read, overrides included.
 
     `degrade verify` alone is the name of a sub-command.
     """
@@ -127,7 +127,8 @@ def test_commands_on_a_page_are_understood(page: Path) -> None:
             continue
         for spec in getattr(options, "specs", []):
             if not spec.startswith(("results/", "/mine/", "first_look")):
-                find_spec(str(ROOT / spec) if "/" in spec else spec)
+                path = find_spec(str(ROOT / spec) if "/" in spec else spec)
+                load_spec(path, options.overrides, options.sweeps, check=check_files)
 
 
 @each_page
