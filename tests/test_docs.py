@@ -111,7 +111,7 @@ def test_the_readme_knows_every_prefix() -> None:
 
 @each_page
 def test_commands_on_a_page_are_understood(page: Path) -> None:
-    """Every `degrade ...` is parsed by the command's own parser, and the specs that it names are read, overrides included.
+    """Every `degrade ...` is parsed by the command's own parser, and the specs that it names are read.
 
     `degrade verify` alone is the name of a sub-command.
     """
