@@ -133,11 +133,12 @@ def test_commands_on_a_page_are_understood(page: Path) -> None:
 
 @each_page
 def test_options_on_a_page_exist(page: Path) -> None:
-    """Every `--option` in the text is in `degrade --help` or in that of a sub-command; docker has its own page."""
+    """Every `--option` in the text is in `degrade --help` or in that of a sub-command; pip and docker have their own."""
     if page.parent.name == "docker":
         return
     known = set(re.findall(r"--[a-z][\w-]*", "".join(map(help_of, COMMANDS))))
-    named = {option for span in code_spans(page) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
+    spans = [span for span in code_spans(page) if span.startswith(("--", "degrade "))]
+    named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named <= known
 
 
