@@ -133,7 +133,7 @@ def test_commands_on_a_page_are_understood(page: Path) -> None:
 
 @each_page
 def test_options_on_a_page_exist(page: Path) -> None:
-    """Every `--option` in the text is in `degrade --help` or in that of a sub-command; pip and docker have their own."""
+    """Every `--option` in the text is in `degrade --help` or in that of a sub-command; docker has a page of its own."""
     if page.parent.name == "docker":
         return
     known = set(re.findall(r"--[a-z][\w-]*", "".join(map(help_of, COMMANDS))))
