@@ -1,4 +1,4 @@
-"""Console and log file, progress, and nothing secret in any of them."""
+"""Console, log file and progress, with secrets redacted in every line."""
 
 import io
 import logging

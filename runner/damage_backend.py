@@ -1,4 +1,4 @@
-"""Wards: tensors of a group on one device, their baseline, and the code that damages and describes them there."""
+"""The tensors of a group on one device, their baseline, and the code that damages and measures them there."""
 
 import logging
 from collections.abc import Sequence

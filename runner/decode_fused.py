@@ -1,4 +1,4 @@
-"""The decode step of the most common kind of decoder, with few kernels: what `engine` prefers on CUDA.
+"""The fused decode step for Llama-like decoders: few kernels, and what `decode_engine` prefers on CUDA.
 
 RMS norms, rotary embedding, grouped-query attention, a gated MLP: Llama and what descends from it. Weights stay where
 the model has them, so damage in place reaches this path too. Whatever is not recognised is refused, not guessed.

@@ -1,4 +1,4 @@
-"""Weights that are read together lie together: one matrix product instead of three, or two."""
+"""Packs Q/K/V, and gate/up, into one buffer each, so that one matrix product replaces three, or two."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A batch of rows that decode, as tensors that never move: the plain way to do it, on any device and any model.
+"""The state of a batch in static tensors, and the plain way to prefill and decode it, on any device and any model.
 
 Every row is at a step of its own, so that a row that has ended can begin another prompt while its neighbours go on.
 `engine` may put faster code in the place of `read` and `step`; the state is the same.

@@ -1,4 +1,4 @@
-"""Nothing secret in what anybody reads."""
+"""Redaction: values of secret environment variables become *** in what is printed, logged or kept of a trace."""
 
 import os
 

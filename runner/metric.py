@@ -1,4 +1,4 @@
-"""From one record to numbers: how long, stuck, varied, dense, frequent, right or complete its text is.
+"""From one record to numbers: length, loops, diversity, density, word frequency, right answers, content units.
 
 Everything here is cheap; `runner.metric_coherence` has the one measure that needs a model. English is assumed.
 """

@@ -1,4 +1,4 @@
-"""From texts to how much each sentence has to do with the next; the one measure that needs a model, a small one."""
+"""Coherence: the similarity of neighbouring sentences; the one measure that needs a model, a small one."""
 
 import re
 from collections.abc import Sequence

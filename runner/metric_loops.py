@@ -1,4 +1,4 @@
-"""How a text gets stuck: the same words or characters again and again up to its end."""
+"""Loops: the same words or characters again and again up to the end of a text."""
 
 import re
 from collections.abc import Sequence

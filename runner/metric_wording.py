@@ -1,4 +1,4 @@
-"""A text without its dress: emphasis, LaTeX, typographic signs and list numbers; and the sentences that are left."""
+"""A text without emphasis, LaTeX, typographic signs and list numbers, and the sentences in it."""
 
 import re
 

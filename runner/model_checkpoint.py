@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? Its files before they are read, its quantisation, and what transformers found missing.
+"""Whether a checkpoint is whole: its files before they are read, its quantisation, what transformers found missing.
 
 A checkpoint that is not whole would be studied with random weights, or ask for memory that nothing needs.
 """

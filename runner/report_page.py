@@ -1,4 +1,4 @@
-"""What the page of `degrade report` shows, and its HTML: one file that needs nothing else. All text is escaped."""
+"""What the page of `degrade report` shows, and its HTML: one file that needs nothing else, all text escaped."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files

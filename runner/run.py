@@ -1,4 +1,4 @@
-"""The story of a run: for each condition restore, damage, generate, append. The only module that sees everything."""
+"""The course of a run: for each condition restore, damage, generate, append; the only module that sees everything."""
 
 import logging
 import time

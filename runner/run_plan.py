@@ -1,4 +1,4 @@
-"""From a spec and what is finished to what is still to do, in order. Knows neither model nor file."""
+"""From a spec and what is finished to what is still to do, in order; knows neither model nor file."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""`degrade verify`: damage again, compare digests, generate nothing. How one checks that it is the same experiment."""
+"""`degrade verify`: damage again and compare digests, without generating, to check that it is the same experiment."""
 
 import logging
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Which weights a sweep means, before there is a model: the names of groups, groups of one's own, ranges of layers."""
+"""Which weights a sweep means, before there is a model: the names of groups, custom groups, ranges of layers."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal

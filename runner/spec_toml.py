@@ -1,4 +1,4 @@
-"""The tables of a spec before anybody knows what they mean: read from TOML, merged, overridden."""
+"""The tables of a spec before they are checked: read from TOML, merged, overridden."""
 
 import tomllib
 from pathlib import Path
