@@ -12,12 +12,12 @@ class WritePositions:
     def __init__(self, slot: Tensor) -> None:
         """`slot` [rows] is kept up to date in place by whoever decodes."""
         self.slot = slot
-        self.reading = False  # prompts into the bank, instead of one token per row into the rows
+        self.reading = False  # prompts into the prefix cache, instead of one token per row into the rows
         self.filled: int | None = None  # attention reads so many slots; None: all, in one shape for every step
 
 
 class StaticCacheLayer(StaticLayer):  # type: ignore[misc]  # transformers has no types
-    """One layer's keys and values [rows, heads, length, head size], and a bank [prompts, heads, width, head size].
+    """One layer's keys and values [rows, heads, length, head size], and the prefix cache [prompts, heads, width, head size].
 
     Full length even where attention slides: the window is in the mask, and no layer rolls.
     """
@@ -28,7 +28,7 @@ class StaticCacheLayer(StaticLayer):  # type: ignore[misc]  # transformers has n
         self._rows, self._prompts, self._width, self._slots = rows, prompts, width, slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate; zeros, since a masked slot is still multiplied by a weight of nought."""
+        """Allocate zeros, since a masked slot is multiplied by a weight of 0, and 0 * NaN is NaN."""
         heads = key_states.shape[1]
         sizes = key_states.shape[-1], value_states.shape[-1]
         self.keys, self.values = (key_states.new_zeros(self._rows, heads, self.max_cache_len, size) for size in sizes)
@@ -49,10 +49,10 @@ class StaticCacheLayer(StaticLayer):  # type: ignore[misc]  # transformers has n
         self.values[self.row, :, slot] = value_states[:, :, 0]
         return self.keys[:, :, : self._slots.filled], self.values[:, :, : self._slots.filled]
 
-    def seat(self, rows: Tensor, prompts: Tensor) -> None:
-        """Give rows the keys and values of prompts in the bank, and no trace of what the rows held before.
+    def start_rows(self, rows: Tensor, prompts: Tensor) -> None:
+        """Give rows the keys and values of prompts in the prefix cache, and no trace of what the rows held before.
 
-        A masked slot has no weight, but nought times what is not a number is not a number either.
+        A masked slot has weight 0, and 0 * NaN is NaN, so masked positions must hold finite numbers.
         """
         rows, prompts = rows.to(self.keys.device), prompts.to(self.keys.device)
         for kept, states in zip(self.prefix_cache, (self.keys, self.values), strict=True):

@@ -50,7 +50,7 @@ def trace(decoder: DecodeState, requests: Sequence[Request], steps: int = STEPS)
     """
     places = range(len(requests))
     decoder.prefill([request.token_ids for request in requests])
-    decoder.seat(places, places, requests)
+    decoder.start_rows(places, places, requests)
     rows = slice(len(requests))
     decoder.token.fill_(0)  # what earlier answers left there is no part of this
     seen = list[tuple[Tensor, Tensor, Tensor]]()

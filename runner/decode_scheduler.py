@@ -126,7 +126,7 @@ class BatchScheduler:
                 self._decoder.prefill(prompts)
                 continue
             rows, free = free[: len(known)], free[len(known) :]
-            self._decoder.seat(rows, [prefix_cache[tuple(request.token_ids)] for request in known], known)
+            self._decoder.start_rows(rows, [prefix_cache[tuple(request.token_ids)] for request in known], known)
             running.update(zip(rows, known, strict=True))
             taken = [request for request in taken if tuple(request.token_ids) not in prefix_cache]
 

@@ -65,7 +65,7 @@ class DecodeState:
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read at most `shape.prompts` prompts; rows can then be seated at any of them."""
+        """Read at most `shape.prompts` prompts; rows can then start from any of them."""
         width = self.shape.prompt_length
         ids = [[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         self.prompt_ids[: len(ids)] = torch.tensor(ids, device=self.device)
@@ -73,11 +73,11 @@ class DecodeState:
         self.read()
 
     @torch.inference_mode()
-    def seat(self, rows: Sequence[int], prompts: Sequence[int], requests: Sequence[Request]) -> None:
+    def start_rows(self, rows: Sequence[int], prompts: Sequence[int], requests: Sequence[Request]) -> None:
         """Let rows begin to complete requests, whose prompts are in the prefix cache at these places."""
         at, source = torch.tensor([rows, prompts], device=self.device)
         for layer in self.layers:
-            layer.seat(at, source)
+            layer.start_rows(at, source)
         self.logits[at] = self.prompt_logits[source]
         self.first[at] = self.prompt_first[source]
         self.streams[at] = row_streams([q.seed for q in requests], [q.text for q in requests], self.device)
@@ -104,7 +104,7 @@ class DecodeState:
             self.forward()
 
     def prefill_step(self) -> None:
-        """Read `prompt_ids` into the bank, and keep the logits that follow them."""
+        """Read `prompt_ids` into the prefix cache, and keep the logits that follow them."""
         width = self.shape.prompt_length
         slots = torch.arange(width, device=self.device).expand(self.shape.prompts, -1)
         self.slots.reading = True

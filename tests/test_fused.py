@@ -51,7 +51,7 @@ def qwen3():
 
 def decode(decoder, step):
     decoder.prefill([question.token_ids for question in QUESTIONS])
-    decoder.seat(range(3), range(3), QUESTIONS)
+    decoder.start_rows(range(3), range(3), QUESTIONS)
     seen = []
     with torch.inference_mode():
         for _ in range(SHAPE.new_tokens):

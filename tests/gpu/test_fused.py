@@ -69,7 +69,7 @@ def test_every_step_agrees(kind: str, dtype: torch.dtype, rows: int) -> None:
     for begin in range(0, rows, shape.prompts):
         batch = questions[begin : begin + shape.prompts]
         decoder.prefill([question.token_ids for question in batch])
-        decoder.seat(range(begin, begin + len(batch)), range(len(batch)), batch)
+        decoder.start_rows(range(begin, begin + len(batch)), range(len(batch)), batch)
     step, worst, other_tokens = FusedStep(decoder), 0.0, 0
     with torch.inference_mode():
         for index in range(70):
