@@ -17,7 +17,7 @@ class WritePositions:
 
 
 class StaticCacheLayer(StaticLayer):  # type: ignore[misc]  # transformers has no types
-    """One layer's keys and values [rows, heads, length, head size], and the prefix cache [prompts, heads, width, head size].
+    """Keys and values of a layer [rows, heads, length, head size]; its prefix cache [prompts, heads, width, head size].
 
     Full length even where attention slides: the window is in the mask, and no layer rolls.
     """

@@ -201,7 +201,7 @@ def test_a_prompt_is_read_once(subject: Subject, monkeypatch: pytest.MonkeyPatch
         read.append(len(prompts))
         prefill(prompts)
 
-    monkeypatch.setattr(generator._decoder, "fill_bank", count)
+    monkeypatch.setattr(generator._decoder, "prefill", count)
     generator.answer(many(subject))
     assert read == [3, 2]
 
