@@ -111,6 +111,8 @@ def facts(run: Run) -> dict[str, str]:
         "repeats": _repeats(table),
         "levels": "; ".join(f"{sweep}: {', '.join(f'{x:g}' for x in values)}" for sweep, values in levels.iter_rows()),
     }
+    if run.facts.identity:
+        found["settings"] = ", ".join(f"{name}: {value}" for name, value in run.facts.identity.items())
     if run.facts.settings:
         found["differs in"] = ", ".join(f"{name}: {value}" for name, value in run.facts.settings.items())
     found["files"] = ", ".join(table["file"].unique(maintain_order=True))
@@ -123,6 +125,11 @@ def facts(run: Run) -> dict[str, str]:
         model = sidecar.get("model", {})
         found["model"] = " ".join(str(model[key]) for key in ("id", "revision", "dtype") if key in model)
         for last in sidecar.get("provenance", {}).get("runs", [])[-1:]:
+            asked = {"commit": last.get("model", {}).get("commit"), "tokens of the prompts": last.get("tokens_digest")}
+            asked |= {f"generation_config {key}": value for key, value in last.get("generation_config", {}).items()}
+            found["asked"] = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)
+            if "start_check" in last:
+                found["checked"] = f"logits differ from the model's own by {last['start_check']['difference']:.1g}"
             for key in ("versions", "machine"):
                 found[key] = ", ".join(f"{name} {value}" for name, value in last.get(key, {}).items())
     return found

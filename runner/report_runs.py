@@ -39,7 +39,8 @@ class Row:
 class Facts:
     """What sets a run apart from the others, and what the reader of its report has to know."""
 
-    settings: Mapping[str, str] = field(factory=dict)
+    identity: Mapping[str, str] = field(factory=dict)  # everything that was guarded, digests included
+    settings: Mapping[str, str] = field(factory=dict)  # of that, what differs from the other runs
     notes: Sequence[str] = ()
 
 
@@ -62,7 +63,10 @@ def find_runs(files: Mapping[Path, Sequence[Record]]) -> tuple[list[Row], dict[s
     notes: dict[str, list[str]] = {name: [] for name in names.values()}
     for run, note in (*doubled, *_uneven(rows)):
         notes[run].append(note)
-    return rows, {run: Facts(settings=differences[run], notes=found) for run, found in notes.items()}
+    told = {names[key]: {k: str(v) for k, v in one.items() if v is not None} for key, one in by_settings.items()}
+    return rows, {
+        run: Facts(identity=told[run], settings=differences[run], notes=found) for run, found in notes.items()
+    }
 
 
 def _settings_of(record: Record) -> dict[str, Any]:

@@ -307,6 +307,15 @@ def test_a_record_without_a_key_is_named_by_its_line(tmp_path: Path, field: str,
         made(tmp_path / "out", write(tmp_path / "outputs_x.json", records))
 
 
+def test_the_page_shows_what_was_guarded(tmp_path: Path) -> None:
+    """Settings and digests of a run, so that two reports can be told apart by reading them."""
+    file = write(tmp_path / "outputs_x.json", list(study(2, model_digest="0123456789abcdef", dtype="bfloat16")))
+    made(tmp_path / "out", file)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "model_digest: 0123456789abcdef" in page
+    assert "dtype: bfloat16" in page
+
+
 def test_half_a_character_and_strange_settings_are_reported_on(tmp_path: Path) -> None:
     """JSON can hold half of a pair of surrogates, and any setting anything."""
     records = list(study(2, gen_params={"top_k": [1], "x": {"y": None}}, temperature={"a": 1}))
