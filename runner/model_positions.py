@@ -26,12 +26,16 @@ BY_LONGEST = {"dynamic", "longrope"}
 
 
 def check_family(config: Any) -> None:
-    """Refuse a model whose positions cannot be given row by row.
+    """Refuse a model that is no decoder, or whose positions cannot be given row by row.
 
     Raises:
-        SetupError: it adds a bias to attention by distance (ALiBi), which its code makes from a mask of two axes; a
-            static batch has none.
+        SetupError: it has an encoder that reads the prompt; or it adds a bias to attention by distance (ALiBi), which
+            its code makes from a mask of two axes, and a static batch has none.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise SetupError(
+            f"model.id: a {config.model_type} model reads its prompt with an encoder, and only decoders are supported"
+        )
     text = config.get_text_config()
     if text.model_type in {"bloom", "mpt"} or getattr(text, "alibi", False):
         raise SetupError(

@@ -11,6 +11,7 @@ import torch
 from attrs import asdict, evolve, frozen
 
 from runner import env_provenance, model_memory
+from runner.cli_boundary import first_line, foreseen
 from runner.cli_console import Progress, log_file
 from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape, ImageEmbeddings, Request
@@ -217,7 +218,16 @@ def start_check(context: RunContext, scheduler: BatchScheduler) -> Start:
     scheduler.seen = None  # nothing is damaged yet: what the picture looks like needs no second look
     started = time.perf_counter()
     ends = [ask(context, index, context.spec.run.seed) for index in longest_and_shortest(context.token_ids)]
-    agreement = scheduler.check_reference(ends, context.image_inputs.examples if context.image_inputs else ())
+    try:
+        agreement = scheduler.check_reference(ends, context.image_inputs.examples if context.image_inputs else ())
+    except Exception as error:
+        if foreseen(error):
+            raise
+        logger.debug("the first tokens could not be decoded", exc_info=True)
+        raise SetupError(
+            f"model.id: {type(context.model).__name__} cannot be decoded in a static batch: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
     seconds = time.perf_counter() - started
     if left_out := settings_not_applied(context.model):
         listed = ", ".join(f"{key} = {value}" for key, value in left_out.items())

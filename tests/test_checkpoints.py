@@ -148,3 +148,23 @@ def test_a_base_model_is_no_chat_model(
     assert run(folder, *GREEDY) == 0
     assert "no chat template" in capsys.readouterr().err
     assert {record["model_variant"] for record in records(study)} == {"base"}
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "reason"),
+    [
+        ("Mamba", "*in_proj.weight", "linear_attention layers"),
+        ("Rwkv", "*attention.value.weight", "RwkvForCausalLM cannot be decoded"),
+    ],
+)
+def test_a_model_without_attention_is_refused(
+    run: Run, study: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, reason: str
+) -> None:
+    """A custom group can name any tensors; what cannot be decoded in a static batch is said before damage."""
+    sizes = {"vocab_size": TEXT["vocab_size"], "hidden_size": 32, "num_hidden_layers": 2}
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    folder = save(study / "model", getattr(transformers, f"{name}ForCausalLM")(config))
+    sweep = "sweeps=[{name='a',method='ablation',group='some',levels=[0]}]"
+    assert run(folder, "run.n_rep=1", f"groups.some.include=['{pattern}']", sweep) == 3
+    assert reason in capsys.readouterr().err
+    assert records(study) == []

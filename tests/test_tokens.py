@@ -184,6 +184,13 @@ def test_alibi_is_refused_before_weights_are_loaded(tmp_path: Path, config: tran
         tokens(checkpoint(tmp_path, config), QUESTION)
 
 
+@pytest.mark.parametrize("config", [transformers.T5Config(), transformers.BartConfig()], ids=lambda c: c.model_type)
+def test_an_encoder_is_refused_before_weights_are_loaded(tmp_path: Path, config: transformers.PreTrainedConfig) -> None:
+    """Its prompt is read by other layers than those that answer."""
+    with pytest.raises(SetupError, match="only decoders"):
+        tokens(checkpoint(tmp_path, config), QUESTION)
+
+
 def test_a_length_beyond_what_the_model_was_made_for_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Rotary positions go on for ever, but nobody trained them."""
     config = transformers.LlamaConfig(**TEXT | {"max_position_embeddings": 40}, num_hidden_layers=2)
