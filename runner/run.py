@@ -1,27 +1,21 @@
 """The course of a run: for each condition restore, damage, generate, append; the only module that sees everything."""
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import torch
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve
 
 from runner import env_provenance, model_memory
-from runner.cli_boundary import first_line, foreseen
 from runner.cli_console import Progress, log_file
 from runner.damage_model import DamagedModel
-from runner.decode_batch import BatchShape, ImageEmbeddings, Request
-from runner.decode_engine import EngineChoice
-from runner.decode_reference import Agreement
-from runner.decode_sampling import Sampling
+from runner.decode_batch import Request
 from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
 from runner.model_likelihood import perplexity
-from runner.model_load import end_tokens, pad_token, settings_not_applied
 from runner.model_vision import damages_vision
 from runner.results_record import experiment_id
 from runner.results_sidecar import Sidecar
@@ -37,19 +31,12 @@ from runner.run_resume import (
     witnesses_of,
 )
 from runner.run_setup import RunContext, prepare_run
+from runner.run_start import Start, ask, make_scheduler, start_check
 from runner.run_writer import DamageReport, RecordWriter
 from runner.spec import Spec
-from runner.task_tokens import TaskInputs, check, longest_and_shortest, tokenise
+from runner.task_tokens import TaskInputs, check, tokenise
 
 logger = logging.getLogger(__name__)
-
-
-@frozen
-class Start:
-    """What was found out while the model was intact: how to decode it, and that this is the model's own way."""
-
-    engine: EngineChoice
-    agreement: Agreement
 
 
 def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) -> None:
@@ -199,64 +186,6 @@ def most_rows(context: RunContext, experiment: Experiment) -> int:
     return min(
         most_requests(conditions, prompts), model_memory.rows_that_fit(context.model, groups, length, context.device)
     )
-
-
-def make_scheduler(context: RunContext, shape: BatchShape) -> BatchScheduler:
-    """A scheduler of this shape that chooses tokens as the spec says."""
-    g = context.spec.generation
-    sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
-    eos, pad = end_tokens(context.model, context.tokenizer), pad_token(context.model, context.tokenizer)
-    return BatchScheduler(context.model, shape, sampling, eos, pad, image_embeddings(context))
-
-
-def start_check(context: RunContext, scheduler: BatchScheduler) -> Start:
-    """Check the way to decode while the model is intact, and choose an engine.
-
-    Raises:
-        SetupError: what is decoded is not what the model itself computes.
-    """
-    scheduler.seen = None  # nothing is damaged yet: what the picture looks like needs no second look
-    started = time.perf_counter()
-    ends = [ask(context, index, context.spec.run.seed) for index in longest_and_shortest(context.token_ids)]
-    try:
-        agreement = scheduler.check_reference(ends, context.image_inputs.examples if context.image_inputs else ())
-    except Exception as error:
-        if foreseen(error):
-            raise
-        logger.debug("the first tokens could not be decoded", exc_info=True)
-        raise SetupError(
-            f"model.id: {type(context.model).__name__} cannot be decoded in a static batch: {type(error).__name__}: "
-            f"{first_line(error)}"
-        ) from error
-    seconds = time.perf_counter() - started
-    if left_out := settings_not_applied(context.model):
-        listed = ", ".join(f"{key} = {value}" for key, value in left_out.items())
-        logger.warning("the checkpoint's generation_config has %s: not applied, the spec decides alone", listed)
-    scheduler.select_engine([ask(context, index, context.spec.run.seed) for index in range(len(context.prompts))])
-    logger.info(
-        "decoding %d rows with engine %s; logits are the model's own to %.1g of their spread (%.1f s)",
-        scheduler.shape.rows,
-        scheduler.engine.name,
-        agreement.difference,
-        seconds,
-    )
-    return Start(scheduler.engine, agreement)
-
-
-def image_embeddings(context: RunContext) -> ImageEmbeddings | None:
-    """The picture as the model sees it now."""
-    if context.image_inputs is None:
-        return None
-    return ImageEmbeddings(
-        token_id=context.image_inputs.token_id,
-        features=context.image_inputs.look(context.model),
-        both_ways=context.image_inputs.both_ways,
-    )
-
-
-def ask(context: RunContext, index: int, seed: int) -> Request:
-    """The request that a prompt is under the seed of a repeat."""
-    return Request(context.token_ids[index], context.prompts[index].text, seed)
 
 
 def open_sidecar(context: RunContext, experiment: Experiment, start: Start) -> Sidecar:

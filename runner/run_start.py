@@ -1,0 +1,94 @@
+"""The start of a run: a scheduler, checked while the model is intact, and the engine that it decodes with."""
+
+import logging
+import time
+
+from attrs import frozen
+
+from runner.cli_boundary import first_line, foreseen
+from runner.decode_batch import BatchShape, ImageEmbeddings, Request
+from runner.decode_engine import EngineChoice
+from runner.decode_reference import Agreement
+from runner.decode_sampling import Sampling
+from runner.decode_scheduler import BatchScheduler
+from runner.errors import SetupError
+from runner.model_load import end_tokens, pad_token, settings_not_applied
+from runner.run_setup import RunContext
+from runner.task_tokens import longest_and_shortest
+
+logger = logging.getLogger(__name__)
+
+
+@frozen
+class Start:
+    """What was found out while the model was intact: how to decode it, and that this is the model's own way."""
+
+    engine: EngineChoice
+    agreement: Agreement
+
+
+def make_scheduler(context: RunContext, shape: BatchShape) -> BatchScheduler:
+    """A scheduler of this shape that chooses tokens as the spec says."""
+    g = context.spec.generation
+    sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
+    eos, pad = end_tokens(context.model, context.tokenizer), pad_token(context.model, context.tokenizer)
+    return BatchScheduler(context.model, shape, sampling, eos, pad, image_embeddings(context))
+
+
+def start_check(context: RunContext, scheduler: BatchScheduler) -> Start:
+    """Check the way to decode while the model is intact, and choose an engine.
+
+    Raises:
+        SetupError: what is decoded is not what the model itself computes.
+    """
+    scheduler.seen = None  # nothing is damaged yet: what the picture looks like needs no second look
+    started = time.perf_counter()
+    agreement = check_decoding(context, scheduler)
+    seconds = time.perf_counter() - started
+    if left_out := settings_not_applied(context.model):
+        listed = ", ".join(f"{key} = {value}" for key, value in left_out.items())
+        logger.warning("the checkpoint's generation_config has %s: not applied, the spec decides alone", listed)
+    scheduler.select_engine([ask(context, index, context.spec.run.seed) for index in range(len(context.prompts))])
+    logger.info(
+        "decoding %d rows with engine %s; logits are the model's own to %.1g of their spread (%.1f s)",
+        scheduler.shape.rows,
+        scheduler.engine.name,
+        agreement.difference,
+        seconds,
+    )
+    return Start(scheduler.engine, agreement)
+
+
+def check_decoding(context: RunContext, scheduler: BatchScheduler) -> Agreement:
+    """Compare the first tokens with the model's own forward pass; whatever a family's code raises is a sentence.
+
+    Raises:
+        SetupError: they differ, or the model cannot be decoded in a static batch.
+    """
+    ends = [ask(context, index, context.spec.run.seed) for index in longest_and_shortest(context.token_ids)]
+    try:
+        return scheduler.check_reference(ends, context.image_inputs.examples if context.image_inputs else ())
+    except Exception as error:
+        if foreseen(error):
+            raise
+        logger.debug("the first tokens could not be decoded", exc_info=True)
+        raise SetupError(
+            f"model.id: {type(context.model).__name__} cannot be decoded in a static batch: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def image_embeddings(context: RunContext) -> ImageEmbeddings | None:
+    """The picture as the model sees it now."""
+    if context.image_inputs is None:
+        return None
+    return ImageEmbeddings(
+        token_id=context.image_inputs.token_id,
+        features=context.image_inputs.look(context.model),
+        both_ways=context.image_inputs.both_ways,
+    )
+
+
+def ask(context: RunContext, index: int, seed: int) -> Request:
+    """The request that a prompt is under the seed of a repeat."""
+    return Request(context.token_ids[index], context.prompts[index].text, seed)
