@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from runner.cli_parser import build_parser, build_report_parser, build_verify_parser
 from runner.errors import SetupError, SpecError, Terminated
 
 if TYPE_CHECKING:  # everything that takes its time is imported behind the boundary that `main` is
@@ -19,73 +20,6 @@ if TYPE_CHECKING:  # everything that takes its time is imported behind the bound
 logger = logging.getLogger("runner.cli")  # also where this module is the program itself
 
 UNFORESEEN, NOBODY_READS, INTERRUPTED, TERMINATED = 1, 141, 130, 143
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING")
-
-DESCRIPTION = "Damage a language model on purpose, step by step, and record how its language breaks down."
-EPILOG = """\
-degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
-degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
-
-exit codes: 0 done; 1 an error that nobody foresaw: two lines say which, and where its trace is; 2 the spec or the
-command line is wrong; 3 the environment is (model, token, memory, results file); 130 or 143 interrupted; 141 nobody
-reads the output any more. Whatever was finished is in the results files: run the same command again to go on."""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """What the command line looks like."""
-    parser = argparse.ArgumentParser(
-        prog="degrade",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("specs", nargs="+", metavar="SPEC", help="a TOML file, or the name of a spec that ships")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override one value by dotted path, TOML syntax: --set run.n_rep=2")  # fmt: skip
-    parser.add_argument("--sweep", action="append", default=[], metavar="NAME", dest="sweeps",
-                        help="only this sweep (repeatable)")  # fmt: skip
-    parser.add_argument("--results", type=Path, default=Path(os.environ.get("DEGRADE_RESULTS") or "results"),
-                        metavar="DIR", help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
-    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
-    parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
-    parser.add_argument("--force", action="store_true",
-                        help="run everything again; the old file is kept under a dated name")  # fmt: skip
-    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
-    return parser
-
-
-def build_verify_parser() -> argparse.ArgumentParser:
-    """What the command line of `degrade verify` looks like."""
-    parser = argparse.ArgumentParser(
-        prog="degrade verify",
-        description="Damage again and compare digests, without generating: is it the same experiment on this machine?",
-        epilog="exit codes: 0 every digest is equal; 1 some differ, which are listed, or an error that nobody foresaw; "
-        "others as for degrade",
-    )
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results file, its sidecar beside it")
-    parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
-    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
-    return parser
-
-
-def build_report_parser() -> argparse.ArgumentParser:
-    """What the command line of `degrade report` looks like."""
-    parser = argparse.ArgumentParser(
-        prog="degrade report",
-        description="Measure every text, find the damage at which each measure breaks, and write one page about it.",
-        epilog="exit codes: as for degrade",
-    )
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="results files, of one or more runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: report/ beside the first results file")
-    parser.add_argument("--score", action="store_true",
-                        help="also the perplexity of every text under the intact model, which is loaded")  # fmt: skip
-    parser.add_argument("--prompts", type=Path, metavar="PATH",
-                        help="your prompt module, or a folder of them, for its answers; it is executed")  # fmt: skip
-    parser.add_argument("--coherence-texts", type=int, default=600, metavar="N",
-                        help="measure coherence on N texts, spread over all levels; default: %(default)s")  # fmt: skip
-    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,3 +90,20 @@ def sync_folder(folder: Path) -> None:
 @cache
 def _warn_of_no_sync(reason: str) -> None:
     logger.warning("this file system cannot wait for the disk (%s): a power cut may cost the latest records", reason)
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all bytes, end the file behind them, and wait for the disk."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(descriptor, data[written:], offset + written)
+    os.ftruncate(descriptor, offset + len(data))
+    sync(descriptor)
+
+
+def is_named(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one at this path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False

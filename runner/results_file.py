@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from runner.env_files import kept_name, replace_file, sync, sync_folder, temporary_name
+from runner.env_files import is_named, kept_name, replace_file, sync_folder, temporary_name, write_at
 from runner.errors import SetupError
 from runner.results_layout import (
     CLOSING,
@@ -134,11 +134,11 @@ class ResultsFile:
         addition = addition_of(lines, self._end)
         self._size = None
         try:
-            _write_at(self._descriptor, addition + tail_of(self._end + len(addition)), self._end)
+            write_at(self._descriptor, addition + tail_of(self._end + len(addition)), self._end)
         except OSError as error:
             with contextlib.suppress(OSError):  # should this fail too, the next open repairs the file
                 os.ftruncate(self._descriptor, self._end)
-                _write_at(self._descriptor, tail_of(self._end), self._end)
+                write_at(self._descriptor, tail_of(self._end), self._end)
             self._remember()
             raise SetupError(f"{self.path}: cannot append: {error.strerror}. What it held is safe.") from None
         self._end += len(addition)
@@ -157,9 +157,9 @@ class ResultsFile:
     def _repair(self, data: bytes) -> None:
         """Cut off what an interrupted write left behind the last whole record."""
         if data[: len(OPENING)] != OPENING:
-            _write_at(self._descriptor, EMPTY, 0)
+            write_at(self._descriptor, EMPTY, 0)
         elif data[self._end :] != tail_of(self._end):
-            _write_at(self._descriptor, tail_of(self._end), self._end)
+            write_at(self._descriptor, tail_of(self._end), self._end)
 
     def _succeed(self, content: bytes, word: str) -> Path:
         """Put a new file in the place of this one, which is kept under a name with a word and the date."""
@@ -170,7 +170,7 @@ class ResultsFile:
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._descriptor).st_mode))
             if self._lock_file is None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write_at(descriptor, content, 0)
+            write_at(descriptor, content, 0)
             kept = kept_name(self.path, word)
             try:
                 os.link(self.path, kept)
@@ -243,20 +243,3 @@ def whole(layout: Layout | None, path: Path, *, force: bool = False) -> Layout:
             "the line or delete it, or start over with --force."
         )
     return layout
-
-
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    """Write all bytes, end the file behind them, and wait for the disk."""
-    written = 0
-    while written < len(data):
-        written += os.pwrite(descriptor, data[written:], offset + written)
-    os.ftruncate(descriptor, offset + len(data))
-    sync(descriptor)
-
-
-def is_named(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one at this path."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
-        return False

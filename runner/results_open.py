@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from runner.env_files import LONGEST_NAME, sync_folder
+from runner.env_files import LONGEST_NAME, is_named, sync_folder
 from runner.errors import SetupError, SpecError
-from runner.results_file import ResultsFile, is_named, whole
+from runner.results_file import ResultsFile, whole
 from runner.results_layout import KEY_FIELDS, Record, read_layout
 from runner.results_lock import in_use, lock, unlock
 from runner.run_plan import Key
