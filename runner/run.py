@@ -16,6 +16,7 @@ from runner.decode_batch import Request
 from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
 from runner.model_likelihood import perplexity
+from runner.model_load import choose_device
 from runner.model_vision import damages_vision
 from runner.results_record import experiment_id
 from runner.results_sidecar import Sidecar
@@ -53,6 +54,7 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
             check_finished(experiments, spec, inputs)
             logger.info("%s: nothing to do, every record is there", spec.name)
             return
+        choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         pending = [pending for experiment in experiments for pending in experiment.pending]

@@ -168,3 +168,9 @@ def test_a_model_without_attention_is_refused(
     assert run(folder, "run.n_rep=1", f"groups.some.include=['{pattern}']", sweep) == 3
     assert reason in capsys.readouterr().err
     assert records(study) == []
+
+
+def test_a_missing_gpu_is_told_before_anything_is_fetched(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever forgot `--gpus all` need not wait for a download, nor hear of a gated model first."""
+    assert run(Path("no/such-model"), 'model.device="cuda:99"') == 3
+    assert "device: cuda:99" in capsys.readouterr().err

@@ -109,10 +109,22 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records in one order, without what differs from run to run; perplexity does in its last digits."""
+    """Records in one order, without what differs from run to run; perplexity does in its last digits.
+
+    The digests that the samples do not have, which are of an earlier release, are left out as well.
+    """
+    left_out = {
+        "timestamp",
+        "duration",
+        "perplexity",
+        "prompt_digest",
+        "model_digest",
+        "image_digest",
+        "perplexity_digest",
+    }
     key = ("degradation_method", "param_group_name", "std_dev", "prompt_id")
     ordered = sorted(records, key=lambda record: [record[name] for name in key])
-    return [{k: v for k, v in r.items() if k not in {"timestamp", "duration", "perplexity"}} for r in ordered]
+    return [{k: v for k, v in r.items() if k not in left_out} for r in ordered]
 
 
 def owners(folder: Path) -> set[int]:
