@@ -54,11 +54,11 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
             check_finished(experiments, spec, inputs)
             logger.info("%s: nothing to do, every record is there", spec.name)
             return
-        choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
+        device = choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         pending = [pending for experiment in experiments for pending in experiment.pending]
-        context = prepare_run(spec, inputs, tokens, groups_of(experiments, spec))
+        context = prepare_run(spec, inputs, tokens, groups_of(experiments, spec), device)
         experiments = [guarded(e, partial(check_same_model, e.past, context)) for e in experiments if e.pending]
         start: Start | None = None  # made by the first experiment, while the model is intact
         with Progress(pending) as progress, DamagedModel(context.resolve_targets) as damaged_model:

@@ -10,7 +10,7 @@ from attrs import frozen
 from runner.decode_packing import pack_projections
 from runner.decode_sampling import set_all_seeds
 from runner.errors import SetupError
-from runner.model_load import choose_device, end_tokens, load_model, locate, settings_not_applied
+from runner.model_load import end_tokens, load_model, locate, settings_not_applied
 from runner.model_placement import locate_weights, unpack_4bit
 from runner.model_vision import ImageInputs
 from runner.run_identity import model_digest, tokens_digest
@@ -60,10 +60,11 @@ class RunContext:
         }
 
 
-def prepare_run(spec: Spec, inputs: TaskInputs, tokens: Tokens, groups: Iterable[str]) -> RunContext:
-    """Load the model; tokens come first, since they are the cheaper check."""
+def prepare_run(
+    spec: Spec, inputs: TaskInputs, tokens: Tokens, groups: Iterable[str], device: torch.device
+) -> RunContext:
+    """Load the model; device and tokens come first, since they are the cheaper checks."""
     set_all_seeds(spec.run.seed)
-    device = choose_device(spec.model.device)
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
     model = load_intact(spec, device)
     digest = model_digest(model)

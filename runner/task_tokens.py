@@ -10,6 +10,7 @@ from typing import Any, Self
 from attrs import frozen
 from transformers.utils import chat_template_utils
 
+from runner.cli_boundary import first_line
 from runner.errors import DegradeError, SetupError, SpecError
 from runner.model_files import Source, in_words
 from runner.model_load import load_config, load_processor, load_tokenizer, locate
@@ -145,9 +146,9 @@ def _templated(apply: Callable[[], Any], text: str) -> Any:
     except DegradeError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise SetupError(
-            f"model.id: its chat template cannot be applied to the prompt {text!r}: {type(error).__name__}: {reason}"
+            f"model.id: its chat template cannot be applied to the prompt {text!r}: {type(error).__name__}: "
+            f"{first_line(error)}"
         ) from error
 
 
