@@ -1,4 +1,4 @@
-"""The two kinds of error that a user can mend, each with the exit code of the command; and the end by SIGTERM."""
+"""The two kinds of error that a user can mend, with the exit codes of the command; a full device; and SIGTERM."""
 
 from typing import ClassVar
 
@@ -19,6 +19,10 @@ class SetupError(DegradeError):
     """The spec is fine, the environment is not: model, token, memory, results file."""
 
     exit_code = 3
+
+
+class DeviceMemoryError(Exception):
+    """A batch does not fit into the memory of a device; fewer rows may."""
 
 
 class Terminated(BaseException):

@@ -16,7 +16,7 @@ from runner.results_layout import Record
 from runner.results_sidecar import Tables
 from runner.spec import Spec, to_tables
 from runner.spec_converter import make_converter
-from runner.spec_methods import Method, is_no_op
+from runner.spec_methods import Damage, Method, is_no_op
 from runner.spec_sweep import Sweep
 
 _converter = make_converter()
@@ -34,6 +34,11 @@ class Witness:
     level: float
     seed: int
     digest: str
+
+    @property
+    def damage(self) -> Damage:
+        """How it is made again."""
+        return (self.group, self.method, self.level, self.seed)
 
     def __str__(self) -> str:
         return f"weights of {self.group}, {self.method} {self.level:g}, seed {self.seed}"

@@ -15,6 +15,11 @@ def tokens_digest(token_ids: Sequence[int]) -> str:
     return hashlib.sha256(" ".join(map(str, token_ids)).encode()).hexdigest()[:16]
 
 
+def text_digest(token_ids: Sequence[int]) -> str | None:
+    """As `tokens_digest`; None where there is no text."""
+    return tokens_digest(token_ids) if token_ids else None
+
+
 def model_digest(model: Any) -> str | None:
     """16 hexadecimal digits for all floating-point parameters of a model as loaded, each shared one once, by name.
 

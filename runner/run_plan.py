@@ -1,8 +1,9 @@
-"""From a spec and what is finished to what is still to do, in order; knows neither model nor file."""
+"""From a spec and what is finished to what is still to do, in order; and the plain values that a worker gives back."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import count, groupby
+from typing import Any
 
 from attrs import frozen
 
@@ -66,6 +67,50 @@ class WorkUnit:
         """Everything to ask; equal prompts stand together."""
         ids = [RequestId(pending.condition, index) for pending in self.pending for index in pending.prompt_indices]
         return sorted(ids, key=lambda one: one.prompt_index)
+
+
+@frozen(kw_only=True)
+class WorkerFacts:
+    """What a worker says of its device and of the intact model."""
+
+    device: str
+    machine: Mapping[str, str]
+    model: Mapping[str, Any]  # for the sidecar: class, commit, digest, parameters, tied_embeddings
+    model_digest: str | None  # None where that cannot be read
+    checkpoint_settings: Mapping[str, Any]  # what the checkpoint says about generation
+    tensors: Mapping[str, tuple[str, ...]]  # of each group, by canonical name
+
+
+@frozen(kw_only=True)
+class DamageReport:
+    """What a worker found out about a damaged model before it was asked anything."""
+
+    unit: WorkUnit
+    digest: str
+    effect: Mapping[str, int | float]  # see `damage_effect.DamageEffect`
+    baseline: str  # where it lies
+    perplexity: float | None
+
+
+@frozen(kw_only=True)
+class Answer:
+    """What a damaged model said to one request."""
+
+    id: RequestId
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+@frozen(kw_only=True)
+class AnswerBatch:
+    """Answers of one damaged model that ended together."""
+
+    reports: tuple[DamageReport, ...]  # of models that no batch before was about, the last being that of this batch
+    report: DamageReport
+    answers: tuple[Answer, ...]
+    seconds: float  # they add up over batches
+    memory_used: float | None  # the largest fraction of the device's memory since the batch before; None on the CPU
 
 
 def all_conditions(spec: Spec) -> list[Condition]:

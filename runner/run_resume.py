@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from attrs import evolve, frozen
 
-from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape
 from runner.errors import SetupError, SpecError
 from runner.results_file import ResultsFile
@@ -18,9 +17,15 @@ from runner.results_layout import Record
 from runner.results_open import key_of, open_results, read_records, results_path
 from runner.results_record import guarded_settings
 from runner.results_sidecar import read_sidecar
-from runner.run_identity import tokens_digest
-from runner.run_plan import Condition, PendingCondition, all_conditions, number_prompts, pending_conditions
-from runner.run_setup import RunContext
+from runner.run_identity import text_digest, tokens_digest
+from runner.run_plan import (
+    Condition,
+    PendingCondition,
+    WorkerFacts,
+    all_conditions,
+    number_prompts,
+    pending_conditions,
+)
 from runner.spec import Spec
 from runner.spec_methods import Method
 from runner.spec_targets import BUILT_IN
@@ -98,22 +103,19 @@ def check_asked(past: Past, spec: Spec, inputs: TaskInputs, tokens: Tokens) -> N
         ids[text] = tokenise(spec, evolve(inputs, prompts=(Prompt(text),))).ids[0]
     lengths = {text: len(row) for text, row in ids.items()}
     digests = {text: tokens_digest(row) for text, row in ids.items()}
-    perplexity = tokens_digest(tokens.perplexity_ids) if tokens.perplexity_ids else ""
-    check_tokens(past, lengths, digests, perplexity)
+    check_tokens(past, lengths, digests, text_digest(tokens.perplexity_ids) or "")
 
 
-def check_same_model(past: Past, context: RunContext) -> None:
-    """Refuse to go on with a file of another model, also one of the same name; the model must be intact.
+def check_same_model(past: Past, facts: WorkerFacts, digests: Mapping[Witness, str]) -> None:
+    """Refuse to go on with a file of another model, also one of the same name.
+
+    `digests` are those of damaged models of the past, made again.
 
     Raises:
         SpecError: with every difference.
     """
-    facts = {"model": context.model_facts(), "generation_config": context.checkpoint_settings}
-    with DamagedModel(context.resolve_targets) as damaged_model:
-        weights = {
-            w: damaged_model.damage(w.group, w.method, w.level, w.seed) for w in witnesses_of(past, context.spec)
-        }
-    check_model(past, facts, context.model_digest, weights)
+    known = {"model": facts.model, "generation_config": facts.checkpoint_settings}
+    check_model(past, known, facts.model_digest, digests)
 
 
 def witnesses_of(past: Past, spec: Spec) -> list[Witness]:

@@ -13,7 +13,7 @@ from runner.errors import SetupError
 from runner.model_load import end_tokens, load_model, locate, settings_not_applied
 from runner.model_placement import locate_weights, unpack_4bit
 from runner.model_vision import ImageInputs
-from runner.run_identity import model_digest, tokens_digest
+from runner.run_identity import model_digest
 from runner.spec import Spec
 from runner.spec_targets import BUILT_IN, Selection
 from runner.target_groups import is_tied, resolve_targets, untie_where_asked
@@ -36,18 +36,9 @@ class RunContext:
     model: Any
     device: torch.device
     image_inputs: ImageInputs | None  # of the picture, where there is one
-    templated: bool  # whether the model has a chat template
     model_digest: str | None  # of the intact model; None where that cannot be read
     checkpoint_settings: Mapping[str, Any]  # the checkpoint's own: what ends an answer, and what is not applied
-
-    @property
-    def perplexity_digest(self) -> str | None:
-        """The digest of the text whose perplexity is measured, as the model reads it."""
-        return tokens_digest(self.perplexity_ids) if self.perplexity_ids else None
-
-    def resolve_targets(self, group: str) -> Sequence[Target]:
-        """The tensors of a condition's group."""
-        return targets_of(self.model, self.spec, group)
+    targets: Mapping[str, Sequence[Target]]  # of each group that is damaged
 
     def model_facts(self) -> dict[str, Any]:
         """What the sidecar says of the model."""
@@ -68,7 +59,7 @@ def prepare_run(
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
     model = load_intact(spec, device)
     digest = model_digest(model)
-    make_ready(model, spec, groups, device)
+    targets = make_ready(model, spec, groups, device)
     return RunContext(
         spec=spec,
         prompts=inputs.prompts,
@@ -78,9 +69,9 @@ def prepare_run(
         model=model,
         device=device,
         image_inputs=tokens.image_inputs,
-        templated=tokens.templated,
         model_digest=digest,
         checkpoint_settings=checkpoint_settings(model, tokens.tokenizer),
+        targets=targets,
     )
 
 
@@ -97,20 +88,20 @@ def load_intact(spec: Spec, device: torch.device) -> Any:
     )
 
 
-def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.device) -> None:
-    """Make a model ready for damage to these groups.
+def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.device) -> dict[str, Sequence[Target]]:
+    """Make a model ready for damage to these groups, and find the tensors of each.
 
     Raises:
         SpecError: the model does not have a group: an error now, not hours later.
     """
+    groups = sorted(groups)
     selections = [*spec.selections().values(), *(selection_of(spec, group) for group in groups)]
     untie_where_asked(model, selections)
     if device.type == "cuda":
         pack_projections(model)
-    for group in groups:
-        targets = targets_of(model, spec, group)
-        if spec.model.load_4bit:
-            unpack_4bit(model, targets)
+    for group in groups if spec.model.load_4bit else ():
+        unpack_4bit(model, targets_of(model, spec, group))
+    return {group: targets_of(model, spec, group) for group in groups}
 
 
 def targets_of(model: Any, spec: Spec, group: str) -> Sequence[Target]:

@@ -12,7 +12,7 @@ from runner.decode_reference import Agreement
 from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
-from runner.model_load import end_tokens, pad_token, settings_not_applied
+from runner.model_load import pad_token
 from runner.run_setup import RunContext
 from runner.task_tokens import longest_and_shortest
 
@@ -31,7 +31,7 @@ def make_scheduler(context: RunContext, shape: BatchShape) -> BatchScheduler:
     """A scheduler of this shape that chooses tokens as the spec says."""
     g = context.spec.generation
     sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
-    eos, pad = end_tokens(context.model, context.tokenizer), pad_token(context.model, context.tokenizer)
+    eos, pad = context.checkpoint_settings["end_tokens"], pad_token(context.model, context.tokenizer)
     return BatchScheduler(context.model, shape, sampling, eos, pad, image_embeddings(context))
 
 
@@ -45,8 +45,8 @@ def start_check(context: RunContext, scheduler: BatchScheduler) -> Start:
     started = time.perf_counter()
     agreement = check_decoding(context, scheduler)
     seconds = time.perf_counter() - started
-    if left_out := settings_not_applied(context.model):
-        listed = ", ".join(f"{key} = {value}" for key, value in left_out.items())
+    if left_out := [f"{key} = {value}" for key, value in context.checkpoint_settings.items() if key != "end_tokens"]:
+        listed = ", ".join(left_out)
         logger.warning("the checkpoint's generation_config has %s: not applied, the spec decides alone", listed)
     scheduler.select_engine([ask(context, index, context.spec.run.seed) for index in range(len(context.prompts))])
     logger.info(

@@ -13,13 +13,11 @@ from runner.results_layout import Record
 from runner.results_open import read_records
 from runner.results_sidecar import read_sidecar, sidecar_path
 from runner.run_identity import model_digest
-from runner.run_setup import load_intact, make_ready, targets_of
+from runner.run_setup import load_intact, make_ready
 from runner.spec import load_spec
-from runner.spec_methods import Method
+from runner.spec_methods import Damage
 
 logger = logging.getLogger(__name__)
-
-Damage = tuple[str, Method, float, int]  # group, method, level, seed
 
 
 def verify(results: Path, device: str | None = None) -> bool:
@@ -38,8 +36,8 @@ def verify(results: Path, device: str | None = None) -> bool:
     place = choose_device(spec.model.device)
     model = load_intact(spec, place)
     same = _is_same_model(model, {r["model_digest"] for r in records if r.get("model_digest")})
-    make_ready(model, spec, {group for group, *_ in recorded}, place)
-    with DamagedModel(lambda group: targets_of(model, spec, group)) as damaged_model:
+    targets = make_ready(model, spec, {group for group, *_ in recorded}, place)
+    with DamagedModel(targets.__getitem__) as damaged_model:
         different = [key for key, digests in recorded.items() if not _equal(damaged_model, key, digests)]
     logger.info("%s: %d damaged models, %d differ", results.name, len(recorded), len(different))
     return same and not different
@@ -79,7 +77,7 @@ def _is_same_model(model: Any, recorded: set[str]) -> bool:
 
 def _equal(damaged_model: DamagedModel, key: Damage, digests: set[str]) -> bool:
     group, method, level, seed = key
-    digest = damaged_model.damage(group, method, level, seed)
+    digest = damaged_model.damage(*key)
     equal = digests == {digest}
     log = logger.info if equal else logger.error
     log("%s %s %g seed %d: %s %s", method, group, level, seed, digest, "equal" if equal else f"was {sorted(digests)}")

@@ -8,6 +8,8 @@ from attrs import frozen
 Method = Literal["mult_gauss", "ablation", "uni_quant"]
 Spacing = Literal["linear", "geometric"]  # geometric levels are rounded to whole numbers
 
+Damage = tuple[str, Method, float, int]  # group, method, level, seed: what damaged weights are made of
+
 FEWEST_VALUES, MOST_VALUES = 2, 2**24
 
 

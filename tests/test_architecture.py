@@ -21,6 +21,7 @@ WALLS = (
     ("damage", "decode"), ("decode", "damage"), ("report", "run"), ("metric", "run"), ("results", "model"),
     ("results", "damage"), ("results", "decode"), ("spec", "task"), ("spec", "run"), ("target", "damage"),
     ("model", "run"), ("decode", "results"), ("damage", "results"),
+    ("run_worker", "results"), ("run_worker", "run_writer"), ("run_worker", "run_resume"), ("run_plan", "decode"),
 )  # fmt: skip
 LONGEST_MODULE, LONGEST_FUNCTION = 260, 45
 

@@ -1,0 +1,162 @@
+"""One device of a run: the model, damaged unit by unit, measured and asked; plain values go out, no file is touched."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Self
+
+import torch
+from attrs import evolve
+
+from runner import model_memory
+from runner.damage_model import DamagedModel
+from runner.decode_batch import BatchShape, Completion, Request
+from runner.decode_scheduler import BatchScheduler, FinishedBatch
+from runner.env_provenance import machine_facts
+from runner.errors import DeviceMemoryError
+from runner.model_likelihood import perplexity
+from runner.model_vision import damages_vision
+from runner.run_plan import Answer, AnswerBatch, Condition, DamageReport, WorkerFacts, WorkUnit
+from runner.run_setup import RunContext
+from runner.run_start import Start, ask, make_scheduler, start_check
+from runner.spec_methods import Damage
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """A model on its device; leaving the `with` block restores every bit of it."""
+
+    def __init__(self, context: RunContext) -> None:
+        """`context` holds the intact model, which is this worker's from now on."""
+        self._context = context
+        self._damaged_model = DamagedModel(context.targets.__getitem__)
+        self._scheduler: BatchScheduler | None = None
+        self._start: Start | None = None
+        self._restore = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._restore.enter_context(self._damaged_model)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore.close()
+
+    def facts(self) -> WorkerFacts:
+        """What is known before anything is decoded."""
+        context = self._context
+        return WorkerFacts(
+            device=str(context.device),
+            machine=machine_facts(context.device),
+            model=context.model_facts(),
+            model_digest=context.model_digest,
+            checkpoint_settings=context.checkpoint_settings,
+            tensors={group: tuple(t.name for t in targets) for group, targets in context.targets.items()},
+        )
+
+    def digests(self, damages: Iterable[Damage]) -> list[str]:
+        """The digest of each damaged model; the model is intact before and after."""
+        with DamagedModel(self._context.targets.__getitem__) as damaged_model:
+            return [damaged_model.damage(*damage) for damage in damages]
+
+    def rows_that_fit(self, groups: Iterable[str], length: int) -> int:
+        """The rows of `length` tokens for which the device has memory beside the largest of these groups."""
+        context = self._context
+        targets = [context.targets[group] for group in groups]
+        return model_memory.rows_that_fit(context.model, targets, length, context.device)
+
+    def set_shape(self, shape: BatchShape) -> Start:
+        """Decode in this static shape; the first time while the model is intact, to check and choose how.
+
+        Raises:
+            DeviceMemoryError: so many rows do not fit.
+            SetupError: what is decoded is not what the model itself computes.
+        """
+        self._scheduler = None  # its memory is needed
+        model_memory.release()
+        try:
+            self._scheduler = make_scheduler(self._context, shape)
+            if self._start is None:
+                self._start = start_check(self._context, self._scheduler)
+            else:
+                self._scheduler.use(self._start.engine)
+        except torch.OutOfMemoryError as error:
+            self._scheduler = None
+            raise DeviceMemoryError from error
+        return self._start
+
+    def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[AnswerBatch]:
+        """Damage the model and let it answer, unit by unit, in the shape that was set.
+
+        Stops before a unit for which more rows would fit in memory, up to `most_rows`. Whatever is done with what is
+        given, the device decodes meanwhile.
+
+        Raises:
+            DeviceMemoryError: so many rows do not fit; what was given before stays true.
+        """
+        context, scheduler = self._context, self._scheduler
+        if scheduler is None:
+            raise AssertionError("a shape comes first")
+        reports = list[DamageReport]()
+
+        def damaged_models() -> Iterator[list[Request]]:
+            for unit in units:
+                if reports and model_memory.may_grow(context.device, scheduler.shape.rows, most_rows):
+                    return
+                reports.append(self._damage(unit))
+                self._look(unit, scheduler)
+                yield [evolve(ask(context, one.prompt_index, one.condition.seed), id=one) for one in unit.requests]
+
+        told = 0
+        try:
+            for ended in scheduler.answers(damaged_models()):
+                yield self._batch(reports, told, ended)
+                told = max(told, ended.unit + 1)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError from error
+
+    def _damage(self, unit: WorkUnit) -> DamageReport:
+        """Bring the model into the condition of a unit and say what that did."""
+        condition, damaged_model = unit.pending[0].condition, self._damaged_model
+        digest = damaged_model.damage(condition.group, condition.method, condition.level, condition.seed)
+        return DamageReport(
+            unit=unit,
+            digest=digest,
+            effect=damaged_model.evidence(condition.method).as_table(),
+            baseline=", ".join(damaged_model.baseline_places),
+            perplexity=self._perplexity(condition),
+        )
+
+    def _look(self, unit: WorkUnit, scheduler: BatchScheduler) -> None:
+        """Show the picture as the model sees it, again only where damage may have reached the vision tower."""
+        context = self._context
+        if context.image_inputs is None:
+            return
+        damaged = damages_vision(context.model, self._damaged_model.targets)
+        seen = unit.pending[0].condition.weights if damaged else None
+        if scheduler.seen != seen:
+            scheduler.show(context.image_inputs.look(context.model), seen)
+
+    def _perplexity(self, condition: Condition) -> float | None:
+        """The perplexity of the spec's text under the damaged model."""
+        if not self._context.spec.perplexity.compute:
+            return None
+        value = perplexity(self._context.model, self._context.perplexity_ids)
+        logger.info("%s: perplexity %s", condition, "is not finite" if value is None else f"{value:.4g}")
+        return value
+
+    def _batch(self, reports: Sequence[DamageReport], told: int, ended: FinishedBatch) -> AnswerBatch:
+        """What ended together, with the reports from number `told` on that it is the first to follow."""
+        return AnswerBatch(
+            reports=tuple(reports[told : ended.unit + 1]),
+            report=reports[ended.unit],
+            answers=tuple(map(self._answer, ended.completions)),
+            seconds=ended.seconds,
+            memory_used=model_memory.used_fraction(self._context.device),
+        )
+
+    def _answer(self, completion: Completion) -> Answer:
+        text = self._context.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return Answer(
+            id=completion.id, text=text, tokens=len(completion.token_ids), finish_reason=completion.finish_reason
+        )
