@@ -1,9 +1,9 @@
 """Damage, digest and sums on CUDA in Triton: one pass over a whole group, bit for bit what NumPy and PyTorch give.
 
 A launch covers all tensors of a group. `tables` [rows, tensors] int64 says of each tensor: address of its baseline,
-address of its weights, count, first tile, stream, and size, inner, start, stop and step of its part. Each program
-looks up which tensor its tile is of. Offsets are 64-bit, multiplications and additions are never fused, the square
-root is correctly rounded.
+address of its weights, count, first tile, stream, then size and inner of its units and where they begin in `units`
+[all units] uint8, which says of each whether it is damaged. Each program looks up which tensor its tile is of. Offsets
+are 64-bit, multiplications and additions are never fused, the square root is correctly rounded.
 """
 
 import torch
@@ -80,19 +80,17 @@ def _tile(tables, tensor_of_tile, TENSORS: tl.constexpr, WEIGHTS: tl.constexpr):
 
 
 @triton.jit
-def _selected(flat, tables, tensor, TENSORS: tl.constexpr):
+def _selected(flat, tables, units, tensor, TENSORS: tl.constexpr):
+    """Whether the weights at these flat indices belong to chosen units."""
     size = tl.load(tables + 5 * TENSORS + tensor)
     inner = tl.load(tables + 6 * TENSORS + tensor)
-    start = tl.load(tables + 7 * TENSORS + tensor)
-    stop = tl.load(tables + 8 * TENSORS + tensor)
-    step = tl.load(tables + 9 * TENSORS + tensor)
-    along = flat // inner % size
-    return (along >= start) & (along < stop) & ((along - start) % step == 0)
+    first_unit = tl.load(tables + 7 * TENSORS + tensor)
+    return tl.load(units + first_unit + flat // inner % size) != 0
 
 
 @triton.jit(do_not_specialize=["seed", "last_ablated"])
 def damage(
-    tables, tensor_of_tile, bounds, seed, sigma, last_ablated, levels,
+    tables, units, tensor_of_tile, bounds, seed, sigma, last_ablated, levels,
     METHOD: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr, ALIGNED: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
@@ -134,7 +132,7 @@ def damage(
         else:
             damaged = tl.where(_columns(w0, w1, w2, w3) <= last_ablated.to(tl.uint32), 0.0, weight)
     if PARTS:
-        damaged = tl.where(_selected(first + offset, tables, tensor, TENSORS), damaged, weight)
+        damaged = tl.where(_selected(first + offset, tables, units, tensor, TENSORS), damaged, weight)
     tl.store(destination + offset, damaged, mask=inside)
 
 
@@ -156,7 +154,7 @@ def fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr, 
 
 
 @triton.jit
-def sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
+def sums(tables, units, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
           WEIGHTS: tl.constexpr):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, WEIGHTS)
     flat = first + tl.arange(0, WEIGHTS)
@@ -168,7 +166,7 @@ def sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.conste
     change = now.to(tl.float64) - before.to(tl.float64)
     original = before.to(tl.float64)
     if PARTS:
-        original = tl.where(_selected(flat, tables, tensor, TENSORS), original, 0.0)
+        original = tl.where(_selected(flat, tables, units, tensor, TENSORS), original, 0.0)
     out = partial + tl.program_id(0).to(tl.int64) * 4
     tl.store(out, tl.sum((before != now).to(tl.float64), 0))
     tl.store(out + 1, tl.sum(((before != 0.0) & (now == 0.0)).to(tl.float64), 0))

@@ -54,12 +54,12 @@ def ablation_threshold(probability: float) -> int:
 
 def bounds(target: Target, original: Tensor) -> tuple[float, float]:
     """The least and the greatest undamaged weight of a target."""
-    if target.part is None:
+    if target.units is None:
         low, high = original.aminmax()
         return float(low), float(high)
     found = []
     for first, source, _ in blocks(original, target.weight):
-        chosen = source[target.part.select(first, source.numel(), source.device)]
+        chosen = source[target.units.select(first, source.numel(), source.device)]
         if chosen.numel():
             found.append(torch.stack(chosen.aminmax()))
     low, high = torch.stack(found).amin(dim=0)[0], torch.stack(found).amax(dim=0)[1]
@@ -74,10 +74,10 @@ def blocks(original: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor, Tens
 
 
 def _write(target: Target, first: int, source: Tensor, damaged: Tensor, destination: Tensor) -> None:
-    """Round once and store; what is not of the target's part stays as it was."""
+    """Round once and store; what is not of the target's units stays as it was."""
     damaged = damaged.to(destination.dtype)
-    if target.part is not None:
-        chosen = target.part.select(first, source.numel(), source.device)
+    if target.units is not None:
+        chosen = target.units.select(first, source.numel(), source.device)
         damaged = torch.where(chosen, damaged, source)
     destination.copy_(damaged)
 

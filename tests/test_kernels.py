@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 # The interpreter is chosen when triton is imported, hence a process of its own. It cuts bfloat16 off where the hardware
 # rounds, so only float32 and float16 are compared here. Small tiles make several of them.
@@ -24,8 +25,8 @@ compared = 0
 for dtype in (torch.float32, torch.float16):
     weights = [torch.randn(33, 17), torch.randn(5, 129), torch.ones(7, 3), torch.randn(4, 6, 8)]
     weights = [weight.to(dtype) for weight in weights]
-    some = UnitSet(size=129, inner=1, start=43, stop=86)
-    parts = [None, some, None, UnitSet(size=8, inner=1, start=1, stop=8, step=2)]
+    some = UnitSet.of(129, 1, range(43, 86))
+    parts = [None, some, None, UnitSet.of(8, 1, range(1, 8, 2))]
     targets = [Target(f"t{i}", weight, part) for i, (weight, part) in enumerate(zip(weights, parts))]
     baseline = keep_baseline(targets)
     ward = TritonBackend(targets, baseline)
@@ -61,6 +62,43 @@ def test_kernels_equal_the_plain_path() -> None:
     assert run.stdout.strip() == f"compared {2 * 6 * 2 * (33 * 17 + 5 * 129 + 7 * 3 + 4 * 6 * 8)}"
 
 
+UNITS = """
+import contextlib
+import torch
+
+torch.cuda.device = lambda device: contextlib.nullcontext()
+from hypothesis import given, settings
+from runner import damage_kernels
+from runner.damage_backend import TritonBackend
+from test_units import cases, check_backend
+
+damage_kernels.TILE = 64
+
+
+@settings(deadline=None, max_examples=20, derandomize=True, database=None)
+@given(case=cases())
+def check(case):
+    check_backend(TritonBackend, case)
+
+
+check()
+print("checked")
+"""
+
+
+def test_kernels_damage_any_units() -> None:
+    """Units in any combination, by every method, with evidence and counts: what a plain mask says."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", UNITS],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "checked"
+
+
 COMPILE = """
 import itertools
 import triton
@@ -69,7 +107,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from runner import damage_kernels as kernels
 
-types = {"tables": "*i64", "tensor_of_tile": "*i32", "bounds": "*fp64", "seed": "i32", "sigma": "fp32"}
+types = {"tables": "*i64", "units": "*u8", "tensor_of_tile": "*i32", "bounds": "*fp64", "seed": "i32", "sigma": "fp32"}
 types |= {"last_ablated": "i64", "levels": "fp32"}
 fused = 0
 for capability, number, method in itertools.product((80, 90), (tl.float32, tl.bfloat16), range(3)):
