@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import accumulate
 from typing import Protocol
@@ -13,8 +14,8 @@ from runner import model_memory, philox
 from runner.damage_digest import BLOCK as DIGEST_BLOCK
 from runner.damage_digest import coefficients_on, fingerprint
 from runner.damage_effect import ChangeSums, change_sums
-from runner.damage_methods import Baseline, ablation_threshold, bounds, damage, keep_baseline, restore
-from runner.spec_methods import Method, is_no_op
+from runner.damage_methods import FORMULAS, Baseline, WithBounds, bounds, damage, keep_baseline, restore
+from runner.spec_methods import METHODS, Method, is_no_op
 from runner.target_tensor import Target, UnitSet
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,6 @@ class TritonBackend:
         self.targets, self.baseline = targets, baseline
         self.device, self.dtype = targets[0].weight.device, targets[0].weight.dtype
         self._counts = [target.weight.numel() for target in targets]
-        self._bounds: Tensor | None = None
         self._parts = any(target.units is not None for target in targets)
         sets = [target.units or WHOLE for target in targets]
         self._units = torch.cat([units.chosen for units in sets]).to(self.device, torch.uint8)
@@ -90,26 +90,28 @@ class TritonBackend:
         owner = torch.repeat_interleave(torch.arange(len(tiles), dtype=torch.int32), tiles)
         return torch.tensor(rows, dtype=torch.int64, device=self.device), owner.to(self.device)
 
+    @cached_property
+    def _bounds(self) -> Tensor:
+        """The least and the greatest undamaged weight of each target, float64 [targets, 2]."""
+        found = [bounds(target, original) for target, original in zip(self.targets, self.baseline, strict=True)]
+        return torch.tensor(found, dtype=torch.float64, device=self.device)
+
     def damage(self, method: Method, level: float, seed: int) -> None:
         """Restore and damage in one pass: read the baseline, write the weights."""
         if is_no_op(method, level):
             restore(self.targets, self.baseline)
             return
-        if method == "uni_quant" and self._bounds is None:
-            found = [bounds(target, original) for target, original in zip(self.targets, self.baseline, strict=True)]
-            self._bounds = torch.tensor(found, dtype=torch.float64, device=self.device)
-        quantise, ablate = method == "uni_quant", method == "ablation"
+        formula = FORMULAS[method]
         with torch.cuda.device(self.device):
             self._kernels.damage[(len(self._tiles),)](
                 self._tables,
                 self._units,
                 self._tiles,
-                self._bounds if quantise else self._tables,
+                self._bounds if isinstance(formula, WithBounds) else self._tables,
                 seed,
-                0.0 if quantise else float(level),
-                ablation_threshold(level) - 1 if ablate else 0,
-                float(level - 1) if quantise else 1.0,
-                METHOD=self._kernels.BRANCHES.index(method),
+                formula.parameter(level),
+                METHOD=method,
+                DRAWS=METHODS[method].draws,
                 TYPE=self._kernels.TYPES[self.dtype],
                 TENSORS=len(self.targets),
                 PARTS=self._parts,

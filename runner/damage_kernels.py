@@ -11,10 +11,8 @@ import triton
 import triton.language as tl
 
 from runner.philox_kernels import philox
-from runner.spec_methods import Method
 
 TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
-BRANCHES: tuple[Method, ...] = ("mult_gauss", "ablation", "uni_quant")  # their indices are METHOD in the kernel
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
 
@@ -88,11 +86,43 @@ def _selected(flat, tables, units, tensor, TENSORS: tl.constexpr):
     return tl.load(units + first_unit + flat // inner % size) != 0
 
 
-@triton.jit(do_not_specialize=["seed", "last_ablated"])
+@triton.jit
+def _drawn(first, stream, seed, DRAWS: tl.constexpr, TILE: tl.constexpr):
+    """Words or normals of a tile's weights, [TILE, 4]."""
+    block = first // 4  # the first counter; a tile never crosses a multiple of 2**32
+    zero = tl.zeros((TILE,), tl.uint32)
+    key = seed.to(tl.int64)
+    w0, w1, w2, w3 = philox(
+        block.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32), zero + (block >> 32).to(tl.uint32),
+        zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32),
+        key.to(tl.uint32), (key >> 32).to(tl.uint32),
+    )  # fmt: skip
+    if DRAWS == "words":
+        drawn = _columns(w0, w1, w2, w3)
+    else:
+        z0, z1 = _normal_pair(w0, w1)
+        z2, z3 = _normal_pair(w2, w3)
+        drawn = _columns(z0, z1, z2, z3)
+    return drawn
+
+
+@triton.jit
+def _quantised(weight, low, high, parameter):
+    span = high - low
+    most = tl.full((), 1.0, tl.float64) * parameter
+    step = span / most
+    index = (weight.to(tl.float64) - low) * most / span
+    index = (index + 6755399441055744.0) - 6755399441055744.0  # round half to even
+    index = tl.minimum(tl.maximum(index, 0.0), most)
+    value = tl.where(index == most, high.to(tl.float32), (index * step + low).to(tl.float32))
+    return tl.where(span == 0.0, weight, value.to(weight.dtype))
+
+
+@triton.jit(do_not_specialize=["seed", "parameter"])
 def damage(
-    tables, units, tensor_of_tile, bounds, seed, sigma, last_ablated, levels,
-    METHOD: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr, ALIGNED: tl.constexpr,
-    TILE: tl.constexpr,
+    tables, units, tensor_of_tile, bounds, seed, parameter,
+    METHOD: tl.constexpr, DRAWS: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, 4 * TILE)
     # A row per counter, so that the four weights of a counter meet their words in the registers of one thread.
@@ -103,34 +133,15 @@ def damage(
     if ALIGNED:
         source, destination = tl.multiple_of(source, 16), tl.multiple_of(destination, 16)
     weight = tl.load(source + offset, mask=inside, other=0.0)
-    if METHOD == 2:
-        low = tl.load(bounds + 2 * tensor)
-        high = tl.load(bounds + 2 * tensor + 1)
-        span = high - low
-        most = tl.full((), 1.0, tl.float64) * levels
-        step = span / most
-        index = (weight.to(tl.float64) - low) * most / span
-        index = (index + 6755399441055744.0) - 6755399441055744.0  # round half to even
-        index = tl.minimum(tl.maximum(index, 0.0), most)
-        value = tl.where(index == most, high.to(tl.float32), (index * step + low).to(tl.float32))
-        damaged = tl.where(span == 0.0, weight, value.to(TYPE))
-    else:
-        block = first // 4  # the first counter; a tile never crosses a multiple of 2**32
-        stream = tl.load(tables + 4 * TENSORS + tensor)
-        zero = tl.zeros((TILE,), tl.uint32)
-        key = seed.to(tl.int64)
-        w0, w1, w2, w3 = philox(
-            block.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32), zero + (block >> 32).to(tl.uint32),
-            zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32),
-            key.to(tl.uint32), (key >> 32).to(tl.uint32),
-        )  # fmt: skip
-        if METHOD == 0:
-            z0, z1 = _normal_pair(w0, w1)
-            z2, z3 = _normal_pair(w2, w3)
-            scaled = _columns(z0, z1, z2, z3) * sigma
-            damaged = (weight.to(tl.float32) * (scaled + 1.0)).to(TYPE)
-        else:
-            damaged = tl.where(_columns(w0, w1, w2, w3) <= last_ablated.to(tl.uint32), 0.0, weight)
+    if DRAWS != "nothing":
+        drawn = _drawn(first, tl.load(tables + 4 * TENSORS + tensor), seed, DRAWS, TILE)
+    if METHOD == "mult_gauss":
+        damaged = weight.to(tl.float32) * (drawn * parameter + 1.0)
+    elif METHOD == "ablation":
+        damaged = tl.where(drawn <= parameter.to(tl.uint32), 0.0, weight)
+    elif METHOD == "uni_quant":
+        damaged = _quantised(weight, tl.load(bounds + 2 * tensor), tl.load(bounds + 2 * tensor + 1), parameter)
+    damaged = damaged.to(TYPE)
     if PARTS:
         damaged = tl.where(_selected(first + offset, tables, units, tensor, TENSORS), damaged, weight)
     tl.store(destination + offset, damaged, mask=inside)

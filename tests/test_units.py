@@ -25,7 +25,7 @@ SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "intermediate_size": 24, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-CONDITIONS: list[tuple[Method, float]] = [("mult_gauss", 0.5), ("ablation", 0.4), ("uni_quant", 5)]
+CONDITIONS = [(name, next(level for level in (0.4, 5) if method.allows(level))) for name, method in METHODS.items()]
 
 MakeBackend = Callable[[Sequence[Target], Baseline], DamageBackend]
 
