@@ -40,19 +40,25 @@ def damage(targets: Sequence[Target], baseline: Baseline, method: Method, level:
     if is_no_op(method, level):
         restore(targets, baseline)
         return
-    formula, draws = FORMULAS[method], METHODS[method].draws
-    parameter = formula.parameter(level)
     with torch.no_grad():
         for target, original in zip(targets, baseline, strict=True):
-            extremes = bounds(target, original) if isinstance(formula, WithBounds) else (0.0, 0.0)
-            stream = philox.stream_id("damage", target.name)
+            damaged = _of_target(target, original, method, level, seed)
             for first, kept, destination in blocks(original, target.weight):
                 source = kept.to(destination.device)
-                if isinstance(formula, WithBounds):
-                    damaged = formula.damaged(source, extremes, parameter)
-                else:
-                    damaged = formula.damaged(source, _drawn(draws, seed, stream, first, source), parameter)
-                _write(target, first, source, damaged, destination)
+                _write(target, first, source, damaged(first, source), destination)
+
+
+def _of_target(
+    target: Target, original: Tensor, method: Method, level: float, seed: int
+) -> Callable[[int, Tensor], Tensor]:
+    """From the flat index at which a block of the target starts, and its weights, to the damaged ones."""
+    formula, draws = FORMULAS[method], METHODS[method].draws
+    parameter = formula.parameter(level)
+    if isinstance(formula, WithBounds):
+        extremes = bounds(target, original)
+        return lambda _, weights: formula.damaged(weights, extremes, parameter)
+    stream = philox.stream_id("damage", target.name)
+    return lambda first, weights: formula.damaged(weights, _drawn(draws, seed, stream, first, weights), parameter)
 
 
 def bounds(target: Target, original: Tensor) -> tuple[float, float]:

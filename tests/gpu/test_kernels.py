@@ -38,6 +38,7 @@ def group(dtype: torch.dtype) -> list[Target]:
         Target("columns", columns, UnitSet.of(288, 1, range(192, 288))),
         Target("rows", columns.clone(), UnitSet.of(96, 288, range(10, 20))),
         Target("even", experts, UnitSet.of(64, 1, range(0, 64, 2))),
+        Target("scattered", experts.clone(), UnitSet.of(24, 1024, (0, 1, 5, 17, 23))),
     ]
 
 
