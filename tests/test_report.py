@@ -327,6 +327,7 @@ def test_half_a_character_and_strange_settings_are_reported_on(tmp_path: Path) -
     assert "a ? b" in table["output"].to_list()
 
 
+@pytest.mark.slow
 def test_an_interrupted_report_ends_with_one_line(forks: ForkServer, tmp_path: Path) -> None:
     """Ctrl-C goes to all processes of a terminal; one of them says so, in one line, with exit code 130."""
     records = [planted(level / 1000, repeat, prompt, output=f"{WORDS} {WORDS} {level} {repeat}. " * 8)
@@ -371,6 +372,7 @@ def test_planted_texts_come_out(report: Command, tmp_path: Path) -> None:
     assert units[1] >= 5
 
 
+@pytest.mark.slow
 def test_real_records_give_a_whole_report(report: Command, tmp_path: Path) -> None:
     """The samples give page, tables and a PNG and an SVG of every figure, and damage hurts there as it should."""
     done = report(*SAMPLES, "--out", tmp_path, "--coherence-texts", "30", cwd=tmp_path)
@@ -389,6 +391,7 @@ def test_real_records_give_a_whole_report(report: Command, tmp_path: Path) -> No
     assert unknown["mlp_only"] > 2 * unknown["attn_only"]
 
 
+@pytest.mark.slow
 def test_quantisation_damages_to_the_right(report: Command, tmp_path: Path) -> None:
     """Fewer quantisation levels are more damage; the reference is the undamaged model of another sweep of the run."""
     quant = [planted(level, 0, prompt, degradation_method="uni_quant", std_dev=level, tokens=tokens + prompt)
@@ -410,6 +413,7 @@ def test_the_older_format_is_read(report: Command, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "report.html").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_scores_under_the_intact_model(report: Command, tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     """`--score` loads the model that the sidecar names, and gives what the model gives each text."""
     from runner.model_likelihood import perplexity
