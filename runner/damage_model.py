@@ -1,7 +1,6 @@
 """A model under damage, one condition at a time, and what the damage did."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Self
 
 from runner.damage_backend import DamageBackend, make_backends
@@ -17,7 +16,7 @@ class DamagedModel:
 
     def __init__(self, resolve_targets: Callable[[str], Sequence[Target]]) -> None:
         """`resolve_targets` gives the tensors of a group by its name."""
-        self._find_targets = cache(resolve_targets)  # once, however often groups take turns
+        self._find_targets = resolve_targets
         self._group = ""
         self.targets: Sequence[Target] = ()  # of the group that is damaged
         self._backends: list[DamageBackend] = []

@@ -3,16 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import Command
 
 from runner.env_container import filesystem_of, memory_limit, read_token
 from runner.env_gpu import explain
 from runner.errors import SetupError
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 MOUNTS = """\
 22 1 0:20 / / rw,relatime - overlay overlay rw,lowerdir=/a
 23 22 0:21 / /proc rw - proc proc rw
@@ -120,6 +119,7 @@ def test_the_memory_that_a_container_leaves(
     assert memory_limit(tmp_path) == limit
 
 
+@pytest.mark.slow
 def test_the_image_wants_a_gpu(degrade: Command) -> None:
     """In the image `auto` does not fall back to the CPU; outside it does, and a dry run needs no GPU anywhere."""
     image = {"DEGRADE_IMAGE": "1", "CUDA_VISIBLE_DEVICES": ""}

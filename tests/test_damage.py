@@ -258,20 +258,6 @@ def test_a_patient_changes_groups_cleanly(model: torch.nn.Module) -> None:
         assert changed(model, before) == {"embed_tokens"}
 
 
-def test_the_targets_of_a_group_are_resolved_once(model: torch.nn.Module) -> None:
-    """However often groups take turns, what they mean is decided at the first time."""
-    asked = []
-
-    def find(group: str) -> tuple[Target, ...]:
-        asked.append(group)
-        return target_groups.resolve_targets(model, Selection(group=group))
-
-    with DamagedModel(find) as patient:
-        digests = [patient.damage(group, "ablation", 0.5, SEED) for group in ("attn_only", "embed_only") * 3]
-    assert asked == ["attn_only", "embed_only"]
-    assert digests == digests[:2] * 3
-
-
 def test_a_patient_is_damaged_once_per_state(model: torch.nn.Module) -> None:
     """Repeats of a deterministic level find the model as it is; a mark on a weight outlives them, and only them."""
     weight = target_groups.resolve_targets(model, Selection(group="attn_only"))[0].weight

@@ -96,6 +96,7 @@ def test_greedy_equals_generate(subject: Subject) -> None:
     assert [answer.token_ids for answer in answers] == subject.reference(SHAPE.new_tokens)
 
 
+@pytest.mark.slow
 def test_greedy_equals_generate_on_a_real_model(smollm2: Subject) -> None:
     """The same on trained weights, where the answers end by themselves."""
     answers = smollm2.answer(smollm2.questions, GREEDY)
@@ -180,6 +181,7 @@ def many(subject: Subject) -> list[Request]:
     return [Request(q.token_ids, q.text, seed) for q in subject.questions for seed in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_rows_that_end_begin_anew(subject: Subject) -> None:
     """Fifteen questions on four rows, answers of very different lengths: each as if it had been asked alone."""
     questions = many(subject)

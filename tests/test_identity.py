@@ -209,6 +209,7 @@ def test_a_sidecar_without_its_file_is_set_aside(study: Path, run: Command, caps
     assert tomllib.loads(results(study).with_suffix(".toml").read_text())["perplexity"]["text"] == "Another text."
 
 
+@pytest.mark.slow
 def test_fewer_rows_are_obeyed_and_more_are_explained(
     study: Path, run: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +263,7 @@ def test_force_replaces_only_what_is_made_again(study: Path, run: Command, capsy
     assert {record["param_group_name"] for record in records(study)} == {"attn_only"}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_changed_is_still_verified(study: Path, run: Command) -> None:
     """A later run under the same name of a sweep: both explain their records, and repeats never get fewer."""
     assert run(*TWO) == 0
