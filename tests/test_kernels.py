@@ -13,6 +13,7 @@ def test_kernels_equal_the_plain_path() -> None:
     assert compared == f"compared {2 * 6 * 2 * (33 * 17 + 5 * 129 + 7 * 3 + 4 * 6 * 8)}"
 
 
+@pytest.mark.slow
 def test_compiled_kernels_fuse_nothing() -> None:
     """Compiled for real GPUs, no multiplication is fused with an addition: fused, its bits would be others."""
     assert output_of("compile_damage").strip() == "fused 0"
