@@ -154,6 +154,7 @@ def test_unreachable_hub(degrade: Command, tmp_path: Path) -> None:
     refused(degrade(spec="dreams_it", env={"HF_HOME": str(tmp_path / "hub")}), 3, "google/gemma-3-4b-it", "cache")
 
 
+@pytest.mark.slow
 def test_the_token_stays_secret(degrade: Command, study: Path) -> None:
     """A whole run with a token set, its prompt even containing it, writes it into no log, sidecar or message."""
     run = done(degrade("--log-level", "DEBUG", env={"HF_TOKEN": TOKEN}))

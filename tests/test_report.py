@@ -79,6 +79,7 @@ def made(out: Path, *files: Path, texts: int = 0, **options: Any) -> tuple[pl.Da
     return tables(out)
 
 
+@pytest.mark.slow
 def test_planted_effects_come_out(report: Command, tmp_path: Path) -> None:
     """Means, errors, effect sizes and the threshold with its interval are those of a hand calculation."""
     done = report(write(tmp_path / "outputs_x.json", list(study())), "--coherence-texts", "0", cwd=tmp_path)
@@ -99,6 +100,7 @@ def test_planted_effects_come_out(report: Command, tmp_path: Path) -> None:
     assert found["p"].to_list() == pytest.approx([1 / 6])
 
 
+@pytest.mark.slow
 def test_runs_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     """Another suffix, temperature, dtype, seed, picture or digest is another run, named by that, and never pooled."""
     settings: dict[str, dict[str, Any]] = {
@@ -193,6 +195,7 @@ def test_sampled_repeats_of_the_undamaged_model_are_repeats(tmp_path: Path) -> N
     assert metrics.filter(pl.col("metric") == "tokens")["repeats"].to_list() == [3]
 
 
+@pytest.mark.slow
 def test_perplexity_of_every_damaged_model_has_a_threshold(tmp_path: Path) -> None:
     """On every record it is one number for each damaged model and one for the intact; on repeat 0 alone it has none."""
     records = [
@@ -351,6 +354,7 @@ def test_an_interrupted_report_ends_with_one_line(forks: ForkServer, tmp_path: P
     assert len(said.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_planted_texts_come_out(report: Command, tmp_path: Path) -> None:
     """Loops, broken logits, right answers and content units are found in the records that they were planted in."""
     records = [
