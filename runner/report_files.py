@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 from runner.errors import SetupError
-from runner.results_layout import Record
 from runner.results_open import read_records
+from runner.results_record import Record
 from runner.spec_methods import Method
 
 _OPTIONAL_TEXTS = ("finish_reason", "timestamp", "config_name", "model_name", "experiment_id")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import SpecError
+from runner.results_checksum import without_torn_end
 
 
 def read_merged(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
         place = path.resolve()
         if place.exists() and not place.is_file():  # a device or a pipe could be read for ever
             raise SpecError(f"{path}: cannot be read as TOML: it is no regular file")
-        return place, in_todays_words(tomllib.loads(place.read_text(encoding="utf-8")))
+        return place, in_todays_words(tomllib.loads(without_torn_end(place.read_bytes()).decode()))
     except RecursionError:
         raise SpecError(f"{path}: cannot be read as TOML: it is nested too deeply") from None
     except (OSError, ValueError, RuntimeError) as error:  # the last is a circle of links

@@ -12,23 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from records import Records, parse
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
-Records = list[dict[str, Any]]
 
 FIELDS = """
 timestamp experiment_id config_name prompt_group model_name model_variant device dtype load_4bit usar_4bit
 restore_strategy degradation_method param_group_name std_dev level_value level_index repeat_index seed prompt_id
 prompt_text output tokens tokens_out tokens_in finish_reason duration temperature do_sample gen_params
 batch_size_effective image_used image_filename vram_usage_percent weights_digest
-prompt_digest model_digest image_digest perplexity_digest
-""".split()  # noqa: SIM905 - one word per field reads better than 38 quoted strings
+prompt_digest model_digest image_digest perplexity_digest schema_version crc32
+""".split()  # noqa: SIM905 - one word per field reads better than 40 quoted strings
 MAY_DIFFER = ("timestamp", "duration", "vram_usage_percent")
 KILLS = 10
 
 
 def records_in(folder: Path) -> Records:
     """All records of all results files, in a fixed order, without the fields that may differ between runs."""
-    found = [record for path in sorted(folder.glob("outputs_*.json")) for record in json.loads(path.read_text())]
+    found = [record for path in sorted(folder.glob("outputs_*.json")) for record in parse(path)]
     kept = [{key: value for key, value in record.items() if key not in MAY_DIFFER} for record in found]
     return sorted(kept, key=lambda r: (r["degradation_method"], r["param_group_name"], r["level_index"],
                                        r["repeat_index"], r["prompt_id"]))  # fmt: skip
@@ -177,12 +178,14 @@ def test_verify_damages_again(study: Path, degrade: Command) -> None:
     path = next((study / "results").glob("outputs_ablation_*.json"))
     before = path.read_bytes()
     assert "4 damaged models, 0 differ" in done(degrade(str(path), spec="verify")).stderr
-    digest = json.loads(before)[-1]["weights_digest"].encode()
-    path.write_bytes(before.replace(digest, b"0" * 16))
+    digest = json.loads(before)[-1]["weights_digest"]
+    path.write_bytes(before.replace(digest.encode(), b"0" * 16))
+    assert "its checksum does not fit" in degrade(str(path), spec="verify").stderr
+    path.write_text(json.dumps(parse(path)).replace(digest, "0" * 16))
     wrong = degrade(str(path), spec="verify")
     assert wrong.returncode == 1, wrong.stderr
     assert "1 differ" in wrong.stderr
-    assert digest.decode() in wrong.stderr
+    assert digest in wrong.stderr
 
 
 def test_sidecar_holds_evidence(study: Path, degrade: Command) -> None:
