@@ -76,11 +76,11 @@ class Scan:
         gap, wanted, exact, last = list[bytes](), b"", True, 1
         offset = len(self._file.readline())
         for number, raw in enumerate(self._file, start=2):
-            content = raw.removesuffix(b"\n")
-            line = content.strip(b"\0").rstrip(b",]\0")
+            whole = raw.startswith(b"{") and raw.endswith(b"},\n")
+            line = raw[:-2] if whole else raw.removesuffix(b"\n").strip(b"\0").rstrip(b",]\0")
             found, as_written = _json_in(line) if line.startswith(b"{") else (None, True)
             if self._is_ours(found, line, f"line {number}"):
-                zeros = len(content) - len(content.lstrip(b"\0"))
+                zeros = raw.index(b"{")
                 self._judge_gap(b"".join([*gap, raw[:zeros]]), wanted, number - 1)
                 self.count += 1
                 self.end, self.place, last = offset + zeros + len(line), f"line {number}", number
@@ -228,7 +228,10 @@ def _json_in(data: bytes) -> tuple[Any, bool]:
     NaN and Infinity, which Python writes and JSON has not, are read as null: a number that is not finite.
     """
     try:
-        return _strict.decode(data.decode()), True
+        text = data.decode()
+        found, end = _strict.raw_decode(text)
+        if end == len(text):
+            return found, True
     except (ValueError, RecursionError):
         pass
     try:

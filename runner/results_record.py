@@ -81,18 +81,19 @@ def make_record(spec: Spec, condition: Condition, facts: Mapping[str, Any]) -> d
 
 def is_record(found: Record) -> bool:
     """Whether this has the fields that a record is known by, and numbers and words where we count on them."""
-    return (
-        all(type(found.get(field)) is str for field in _WORDS)
-        and (_is_number(found.get("std_dev")) and abs(found["std_dev"]) < LARGEST_LEVEL)
-        and _is_number(found.get("repeat_index"))
-        and all(found.get(field) is None or _is_count(found[field], *limits) for field, *limits in _COUNTS)
-        and all(found.get(field) is None or type(found[field]) is str for field in _DIGESTS)
-    )
+    get = found.get
+    for field in _WORDS:
+        if type(get(field)) is not str:
+            return False
+    for field in _DIGESTS:
+        if get(field) is not None and type(found[field]) is not str:
+            return False
+    for field, least, bound in _COUNTS:
+        if (value := get(field)) is not None and not (type(value) is int and least <= value < bound):
+            return False
+    level: Any = get("std_dev")
+    return _is_number(level) and abs(level) < LARGEST_LEVEL and _is_number(get("repeat_index"))
 
 
 def _is_number(value: object) -> bool:
     return type(value) in {int, float}  # one that is not finite was read as null
-
-
-def _is_count(value: object, least: int, bound: int) -> bool:
-    return type(value) is int and least <= value < bound

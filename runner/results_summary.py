@@ -47,6 +47,8 @@ class RecordSummary:
         self.pictures: set[str] = set()
         self.witnesses: dict[str, Witness] = {}  # by group
         self._shared: dict[Any, Any] = {}
+        self._found: dict[str, Any] = {}  # the settings and the condition of the record before
+        self._condition: tuple[str, float, int, str] | None = None
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Self:
@@ -79,19 +81,21 @@ class RecordSummary:
             if record.get(field):
                 known.add(record[field])
         self._add_settings(record, repeat)
-        self._add_witness(record, group, method, level)
+        if (group, level, repeat, method) != self._condition:
+            self._condition = (group, level, repeat, method)
+            self._add_witness(record, group, method, level)
 
     def _add_settings(self, record: Record, repeat: int) -> None:
-        for key in GUARDED:
-            if key in record:
-                self._add_setting(key, record[key])
+        found = {key: record[key] for key in GUARDED if key in record}
         if record.get("seed") is not None:
-            self._add_setting("seed", record["seed"] - repeat)
-
-    def _add_setting(self, key: str, value: Any) -> None:
-        known = self.settings.setdefault(key, [])
-        if len(known) < _ENOUGH and value not in known:
-            known.append(value)
+            found["seed"] = record["seed"] - repeat
+        if found == self._found:
+            return
+        self._found = found
+        for key, value in found.items():
+            known = self.settings.setdefault(key, [])
+            if len(known) < _ENOUGH and value not in known:
+                known.append(value)
 
     def _add_witness(self, record: Record, group: str, method: str, level: float) -> None:
         """One damaged model of each group, an undamaged one where there is one: it costs the least to make again."""
