@@ -65,12 +65,14 @@ def spoilt_parts(data: bytes) -> list[int]:
 def without_torn_end(data: bytes) -> bytes:
     """A sidecar up to its last whole part, where a crash in an append tore what follows; else all of it."""
     whole = data.partition(b"\0")[0]
-    seals = list(re.finditer(SEAL_LINE, whole))
-    if not seals:
+    at, seal = len(whole), None
+    while seal is None and (at := whole.rfind(b"\n# crc32 ", 0, at)) >= 0:
+        seal = SEAL_LINE.match(whole, at + 1)
+    if seal is None:
         return data
-    rest = whole[seals[-1].end() :]
+    rest = whole[seal.end() :]
     torn = len(whole) < len(data) or rest.startswith(ENTRY) or ENTRY.startswith(rest)
-    return whole[: seals[-1].end()] if torn else data
+    return whole[: seal.end()] if torn else data
 
 
 def _seal_of(body: bytes) -> bytes:

@@ -6,7 +6,6 @@ however many there are. Behind every part stands its checksum in a comment; a la
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import cattrs
 
 from runner.env_files import replace_file, sync
 from runner.errors import SetupError
-from runner.results_checksum import ENTRY, SCHEMA_VERSION, VERSION, sealed_text, without_torn_end
+from runner.results_checksum import ENTRY, SCHEMA_VERSION, VERSION, sealed_text
 from runner.spec import Spec, dump_toml, to_tables
 from runner.spec_converter import make_converter
 from runner.spec_sweep import Sweep
-from runner.spec_toml import in_todays_words
+from runner.spec_toml import in_todays_words, parse_toml
 
 EVIDENCE_KEY = ("method", "group", "level", "repeat_index")
 Tables = Mapping[str, Any]
@@ -43,7 +42,7 @@ def read_sidecar(results: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise SetupError(f"{path}: is no file, and the sidecar should be there. Move it away.")
-        tables = in_todays_words(tomllib.loads(without_torn_end(path.read_bytes()).decode()))
+        tables = in_todays_words(parse_toml(path.read_bytes()))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -59,7 +58,7 @@ def read_sidecar(results: Path) -> dict[str, Any]:
 def newer(path: Path, version: int, sidecar: Tables | None = None) -> SetupError:
     """What is said of a file of a version that is not known here; its sidecar says which release wrote it."""
     try:
-        tables = sidecar or tomllib.loads(sidecar_path(path).read_text(encoding="utf-8"))
+        tables = sidecar or parse_toml(sidecar_path(path).read_bytes())
         release = f"degrade {tables['provenance']['runs'][-1]['versions']['degrade']}"
     except (OSError, ValueError, LookupError, TypeError):
         release = "a newer degrade"

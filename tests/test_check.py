@@ -28,6 +28,7 @@ from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
 from runner.results_summary import RecordSummary
 from runner.run_plan import all_conditions, pending_conditions
 from runner.spec import load_spec
+from runner.spec_toml import parse_toml
 from runner.task_prompts import Prompt
 
 FORMATS = Path(__file__).parent / "data" / "formats"
@@ -308,3 +309,46 @@ def test_a_sidecar_that_another_program_changed_is_written_whole(path: Path) -> 
         sidecar.add_evidence([row | {"repeat_index": number}])
         assert load_spec(sidecar_path(path)) == spec
         assert len(read_sidecar(path)["provenance"]["evidence"]) == number
+
+
+VALUES = [
+    "a\tb",
+    'é\u2028\x7f\\ "q" ,\n[x]',
+    "x = 1\n# crc32 01234567",
+    1e-05,
+    -0.0,
+    10**20,
+    True,
+    [1, 2],
+    {"a": 1},
+    float("inf"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_entries_of_a_sidecar_are_read_as_any_toml(path: Path, value: object) -> None:
+    """The fast way for many entries gives what `tomllib` gives, whatever stands in one."""
+    spec, before = load_spec(sidecar_path(path)), read_sidecar(path)
+    (*_, row) = before["provenance"]["evidence"]
+    Sidecar(path, spec, before["provenance"]["runs"][-1], before).add_evidence(
+        [row | {"repeat_index": 7, "more": value}, row | {"repeat_index": 8}]
+    )
+    data = sidecar_path(path).read_bytes()
+    assert parse_toml(data) == tomllib.loads(data.decode())
+    assert parse_toml(data)["provenance"]["evidence"][-2]["more"] == value
+
+
+@pytest.mark.parametrize(
+    "change", [(b"0.5\n", b"1_0\n"), (b'"cpu"', b"null"), (b"level", b"level = 1\nlevel"), (b"# crc", b"#")]
+)
+def test_entries_that_somebody_edited_are_read_as_any_toml(path: Path, change: tuple[bytes, bytes]) -> None:
+    """Also where they are none."""
+    data = sidecar_path(path).read_bytes()
+    data = without_torn_end(data[:-400] + data[-400:].replace(*change))
+    try:
+        expected = tomllib.loads(data.decode())
+    except tomllib.TOMLDecodeError:
+        with pytest.raises(ValueError, match="line"):
+            parse_toml(data)
+    else:
+        assert parse_toml(data) == expected
