@@ -65,7 +65,7 @@ def flips(data: bytes) -> list[bytes]:
 
 
 def test_every_flipped_bit_of_twenty_records_is_noticed(tmp_path: Path) -> None:
-    """In a value, a key, a bracket, between the lines, in the checksum and in its name; what is read as data is what was written."""
+    """In a value, a key, a bracket, between the lines, in the checksum and in its name; and none is read as data."""
     small = tmp_path / "outputs.json"
     records = [record(number, output="né\n" if number % 2 else "") for number in range(20)]
     file, _ = open_results(small)
@@ -78,7 +78,7 @@ def test_every_flipped_bit_of_twenty_records_is_noticed(tmp_path: Path) -> None:
         told: list[str] = []
         scan, _ = look(io.BytesIO(flipped), None, {}, told.append)
         wrong["unnoticed"] += scan.ours and not told
-        if number % 7 == 0:  # one bit of each byte, another in the next
+        if number % 7 == 0:  # a bit of each byte or two, another in the next
             wrong["read"] += any(one not in records for one, _ in Scan(io.BytesIO(flipped)))
     assert wrong == {"unnoticed": 0, "read": 0}
 
