@@ -20,7 +20,7 @@ from rich.progress import Progress as ProgressBar
 from runner.env_files import dated
 from runner.env_secrets import redact
 from runner.errors import SetupError
-from runner.results_layout import Record
+from runner.results_record import Record
 from runner.run_plan import Condition, PendingCondition
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,12 @@ def set_up_logging(level: str) -> None:
     root.handlers = [handler]
     root.setLevel("WARNING")
     logging.getLogger("runner").setLevel("DEBUG")
+
+
+def print_line(text: str) -> None:
+    """One line of output; what a terminal would obey or cannot show is escaped."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    sys.stdout.write(f"{redact(shown)}\n")
 
 
 @contextmanager

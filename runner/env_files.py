@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -45,12 +45,12 @@ def shortened(stem: str, suffix: str) -> str:
     return stem + suffix if len(encoded) <= room else encoded[:room].decode(errors="ignore") + suffix
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new, never a part."""
+def replace_file(path: Path, content: Iterable[bytes]) -> None:
+    """Write a file, given in pieces, so that a crash leaves the old content or the new, never a part."""
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             sync(file.fileno())
         temporary.replace(path)
