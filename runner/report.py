@@ -48,8 +48,8 @@ def report(results: Sequence[Path], out: Path, *, score: bool = False, texts: in
     try:
         figures.mkdir(parents=True, exist_ok=True)
         table.write_parquet(out / "records.parquet")
-        summary.write_csv(out / "metrics.csv")
-        ranking.write_csv(out / "thresholds.csv")
+        without_formulas(summary).write_csv(out / "metrics.csv")
+        without_formulas(ranking).write_csv(out / "thresholds.csv")
         runs: list[Run] = []
         for number, name in enumerate(table["run"].unique(maintain_order=True), start=1):
             ours = pl.col("run") == name
@@ -82,6 +82,12 @@ def tabulate(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         chance, on=(*level, "metric"), how="left", maintain_order="left"
     )
     return summary, rank(summary)
+
+
+def without_formulas(table: pl.DataFrame) -> pl.DataFrame:
+    """The table with an apostrophe before texts that a spreadsheet would compute: names come from anybody's records."""
+    computed = pl.col(pl.String).str.contains(r"^[=+\-@\t\r]")
+    return table.with_columns(pl.when(computed).then("'" + pl.col(pl.String)).otherwise(pl.col(pl.String)).name.keep())
 
 
 def _figures(summary: pl.DataFrame, ranking: pl.DataFrame, path: Path) -> Iterator[Shown]:

@@ -16,6 +16,7 @@ from helpers import Command
 
 from runner.errors import SetupError, SpecError
 from runner.report import report as make_report
+from runner.report import without_formulas
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = sorted((ROOT / "results" / "samples").glob("outputs_*.json"))
@@ -441,6 +442,14 @@ def test_scores_under_the_intact_model(report: Command, tmp_path: Path, checkpoi
     model = load_model(source, "float32", torch.device("cpu"))
     expected = perplexity(model, load_tokenizer(source)(f"{WORDS} 0").input_ids)
     assert found == pytest.approx([expected] * 2, rel=1e-5)
+
+
+def test_names_are_no_formulas() -> None:
+    """What a spreadsheet would compute is text; numbers and all other texts stay."""
+    names = ["=HYPERLINK(1)", "+1", "-1", "@x", "\t=1", "a=1", "", None]
+    found = without_formulas(pl.DataFrame({"run": names, "level": [-1.0] * len(names)}))
+    assert found["run"].to_list() == ["'=HYPERLINK(1)", "'+1", "'-1", "'@x", "'\t=1", "a=1", "", None]
+    assert found["level"].to_list() == [-1.0] * len(names)
 
 
 def test_files_that_are_no_records(report: Command, tmp_path: Path) -> None:
