@@ -5,16 +5,25 @@ import os
 # As the command does, and as early: MKL reads it when torch loads it.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
+import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import pytest
+import torch
+from forkserver import ForkServer
+from helpers import Command, done
 from tiny import build, tiny_processor, tiny_tokenizer
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """The server that this process's commands are forks of."""
+    server = ForkServer(cold=torch.cuda.is_available())  # CUDA cannot be used in a fork of what looked for it
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
@@ -71,31 +80,41 @@ text = "The quick brown fox."
 QUESTIONS = ["Who?", "Where are we going?", "And when, exactly, shall we arrive?", "Why", "How many of us are there?"]
 
 
+def make_study(folder: Path, model: Path) -> Path:
+    """A folder with `specs/tiny.toml` for the tiny Llama and its prompts, as a user has it."""
+    (folder / "specs").mkdir()
+    (folder / "prompts").mkdir()
+    (folder / "specs" / "tiny.toml").write_text(SPEC.format(model=model))
+    (folder / "prompts" / "questions.py").write_text(f"PROMPTS = {QUESTIONS!r}\n")
+    return folder
+
+
 @pytest.fixture
 def study(tmp_path: Path, checkpoints: dict[str, Path]) -> Path:
-    """A folder with `specs/tiny.toml` for the tiny Llama and its prompts, as a user has it."""
-    (tmp_path / "specs").mkdir()
-    (tmp_path / "prompts").mkdir()
-    (tmp_path / "specs" / "tiny.toml").write_text(SPEC.format(model=checkpoints["llama"]))
-    (tmp_path / "prompts" / "questions.py").write_text(f"PROMPTS = {QUESTIONS!r}\n")
-    return tmp_path
+    """The study, nothing of it done."""
+    return make_study(tmp_path, checkpoints["llama"])
+
+
+@pytest.fixture(scope="session")
+def results_of_a_run(forks: ForkServer, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of a whole run of the study, to be copied."""
+    folder = make_study(tmp_path_factory.mktemp("finished"), checkpoints["llama"])
+    done(forks.run("specs/tiny.toml", cwd=folder))
+    return folder / "results"
 
 
 @pytest.fixture
-def degrade(study: Path) -> Command:
+def finished(study: Path, results_of_a_run: Path) -> Path:
+    """The study after a whole run."""
+    shutil.copytree(results_of_a_run, study / "results")
+    return study
+
+
+@pytest.fixture
+def degrade(forks: ForkServer, study: Path) -> Command:
     """The installed command, run in the study's folder; `degrade("--dry-run", env={...})`."""
 
-    def run(
-        *arguments: str, spec: str = "specs/tiny.toml", env: Mapping[str, str] = MappingProxyType({})
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "runner.cli", spec, *arguments],
-            cwd=study,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **env},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    def run(*arguments: str, spec: str = "specs/tiny.toml", **options: Any) -> subprocess.CompletedProcess[str]:
+        return forks.run(spec, *arguments, cwd=study, **options)
 
     return run

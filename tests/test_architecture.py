@@ -1,12 +1,11 @@
 """The package's shape: known prefixes, walls between them, no circle of imports, modules that one can read."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from helpers import output_of
 
 PACKAGE = Path(__file__).parents[1] / "runner"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -91,15 +90,7 @@ def test_walls_hold(importer: str, imported: str) -> None:
 def test_what_reads_specs_and_files_needs_no_torch() -> None:
     """A misspelt key is found in well under a second."""
     modules = [module for module in MODULES if any(belongs(module, prefix) for prefix in TORCH_FREE)]
-    code = (
-        "import importlib, sys\n"
-        f"for name in {modules!r}:\n"
-        "    importlib.import_module(f'runner.{name}')\n"
-        "    found = {'torch', 'transformers'} & set(sys.modules)\n"
-        "    assert not found, (name, found)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    output_of("import_without_torch", *modules)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,19 +1,16 @@
 """The whole command on a tiny model, as a user runs it: records, resume, kills, guards."""
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-Records = list[dict[str, Any]]
+from forkserver import ForkServer
+from helpers import Command, done, records_in
 
 FIELDS = """
 timestamp experiment_id config_name prompt_group model_name model_variant device dtype load_4bit usar_4bit
@@ -22,27 +19,12 @@ prompt_text output tokens tokens_out tokens_in finish_reason duration temperatur
 batch_size_effective image_used image_filename vram_usage_percent weights_digest
 prompt_digest model_digest image_digest perplexity_digest
 """.split()  # noqa: SIM905 - one word per field reads better than 38 quoted strings
-MAY_DIFFER = ("timestamp", "duration", "vram_usage_percent")
 KILLS = 10
-
-
-def records_in(folder: Path) -> Records:
-    """All records of all results files, in a fixed order, without the fields that may differ between runs."""
-    found = [record for path in sorted(folder.glob("outputs_*.json")) for record in json.loads(path.read_text())]
-    kept = [{key: value for key, value in record.items() if key not in MAY_DIFFER} for record in found]
-    return sorted(kept, key=lambda r: (r["degradation_method"], r["param_group_name"], r["level_index"],
-                                       r["repeat_index"], r["prompt_id"]))  # fmt: skip
-
-
-def done(run: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """The same run, which must have succeeded."""
-    assert run.returncode == 0, run.stderr
-    return run
 
 
 def test_a_run_records_everything(study: Path, degrade: Command) -> None:
     """Three sweeps of two levels, two repeats, five prompts: sixty records with every field, and a sidecar."""
-    done(degrade())
+    done(degrade(cold=True))
     paths = sorted((study / "results").glob("outputs_*.json"))
     model = (study / "specs" / "tiny.toml").read_text().split('id = "')[1].split('"')[0].split("/")[-1]
     methods = ("ablation", "mult_gauss", "uni_quant")
@@ -63,11 +45,10 @@ def test_a_run_records_everything(study: Path, degrade: Command) -> None:
     assert len(list((study / "results" / "logs").glob("*.log"))) == 3
 
 
-def test_deterministic_levels_share_one_model(study: Path, degrade: Command) -> None:
+def test_deterministic_levels_share_one_model(finished: Path) -> None:
     """All repeats of a quantised or undamaged level have one digest, repeats of a random one have their own."""
-    done(degrade())
     digests: dict[tuple[str, float], set[str]] = {}
-    for record in records_in(study / "results"):
+    for record in records_in(finished / "results"):
         digests.setdefault((record["degradation_method"], record["std_dev"]), set()).add(record["weights_digest"])
     assert {key: len(found) for key, found in digests.items()} == {
         ("mult_gauss", 0.0): 1, ("mult_gauss", 0.5): 2,
@@ -76,15 +57,15 @@ def test_deterministic_levels_share_one_model(study: Path, degrade: Command) -> 
     }  # fmt: skip
 
 
-def test_killed_ten_times_equals_uninterrupted(study: Path, degrade: Command) -> None:
+def test_killed_ten_times_equals_uninterrupted(study: Path, degrade: Command, forks: ForkServer) -> None:
     """SIGKILL at ten random moments, resumed each time, gives the records of a run that nobody disturbed."""
     arguments = ["--set", "run.n_rep=6"]
-    done(degrade(*arguments, "--results", "calm"))
-    command = [sys.executable, "-m", "runner.cli", "specs/tiny.toml", *arguments, "--results", "killed"]
+    done(degrade(*arguments, "--results", "calm", cold=True))
+    command = ["specs/tiny.toml", *arguments, "--results", "killed"]
     moments = random.Random(0)
     for _ in range(KILLS):
         size = total_size(study / "killed")
-        process = subprocess.Popen(command, cwd=study, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forks.start(*command, cwd=study, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while total_size(study / "killed") <= size and process.poll() is None:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.15))
@@ -102,16 +83,15 @@ def total_size(folder: Path) -> int:
     return sum(size for size in sizes if size > len("[\n]\n"))
 
 
-def test_order_of_sweeps_does_not_matter(study: Path, degrade: Command) -> None:
+def test_order_of_sweeps_does_not_matter(finished: Path, degrade: Command) -> None:
     """The same sweeps in another order give the same records."""
-    done(degrade("--results", "forward"))
-    spec = (study / "specs" / "tiny.toml").read_text()
+    spec = (finished / "specs" / "tiny.toml").read_text()
     head, *sweeps = spec.split("[[sweeps]]")
     last, rest = sweeps[-1].split("[generation]")
     reordered = "[[sweeps]]".join([head, last, sweeps[1], sweeps[0]]) + "\n[generation]" + rest
-    (study / "specs" / "tiny.toml").write_text(reordered)
+    (finished / "specs" / "tiny.toml").write_text(reordered)
     done(degrade("--results", "backward"))
-    assert records_in(study / "backward") == records_in(study / "forward")
+    assert records_in(finished / "backward") == records_in(finished / "results")
 
 
 def test_more_repeats_rerun_nothing(study: Path, degrade: Command) -> None:
@@ -125,24 +105,22 @@ def test_more_repeats_rerun_nothing(study: Path, degrade: Command) -> None:
     assert records_in(study / "results") == records_in(study / "at_once")
 
 
-def test_prompts_in_another_order_or_fewer(study: Path, degrade: Command) -> None:
+def test_prompts_in_another_order_or_fewer(finished: Path, degrade: Command) -> None:
     """A record does not depend on who shares its batch: permuted prompts give the same answers."""
-    done(degrade("--results", "first"))
-    module = study / "prompts" / "questions.py"
+    module = finished / "prompts" / "questions.py"
     module.write_text(module.read_text() + "PROMPTS = PROMPTS[3:] + PROMPTS[:3]\n")
     done(degrade("--results", "second"))
 
     def answers(folder: str) -> dict[tuple[Any, ...], str]:
         keys = ("degradation_method", "std_dev", "repeat_index", "prompt_text")
-        return {tuple(r[key] for key in keys): r["output"] for r in records_in(study / folder)}
+        return {tuple(r[key] for key in keys): r["output"] for r in records_in(finished / folder)}
 
-    assert answers("second") == answers("first")
+    assert answers("second") == answers("results")
 
 
-def test_finished_run_loads_no_model(study: Path, degrade: Command, checkpoints: dict[str, Path]) -> None:
+def test_finished_run_loads_no_model(finished: Path, degrade: Command, checkpoints: dict[str, Path]) -> None:
     """With every record there, the command is done at once: even the weights may be gone."""
-    done(degrade())
-    moved = checkpoints["llama"].rename(study / "elsewhere")
+    moved = checkpoints["llama"].rename(finished / "elsewhere")
     try:
         checkpoints["llama"].mkdir()
         assert "nothing to do" in done(degrade()).stderr
@@ -163,18 +141,16 @@ def test_force_starts_over_and_keeps_the_old(study: Path, degrade: Command) -> N
     assert kept.with_suffix(".toml").is_file()
 
 
-def test_the_sidecar_runs_again(study: Path, degrade: Command) -> None:
+def test_the_sidecar_runs_again(finished: Path, degrade: Command) -> None:
     """The resolved spec beside the results is a spec: it makes the same records."""
-    done(degrade())
-    sidecar = next((study / "results").glob("outputs_uni_quant_*.toml"))
+    sidecar = next((finished / "results").glob("outputs_uni_quant_*.toml"))
     done(degrade("--results", "again", spec=str(sidecar)))
-    assert records_in(study / "again") == records_in(study / "results")
+    assert records_in(finished / "again") == records_in(finished / "results")
 
 
-def test_verify_damages_again(study: Path, degrade: Command) -> None:
+def test_verify_damages_again(finished: Path, degrade: Command) -> None:
     """`degrade verify` finds every digest again, generates nothing, and notices a digest that is another."""
-    done(degrade())
-    path = next((study / "results").glob("outputs_ablation_*.json"))
+    path = next((finished / "results").glob("outputs_ablation_*.json"))
     before = path.read_bytes()
     assert "4 damaged models, 0 differ" in done(degrade(str(path), spec="verify")).stderr
     digest = json.loads(before)[-1]["weights_digest"].encode()
@@ -185,11 +161,10 @@ def test_verify_damages_again(study: Path, degrade: Command) -> None:
     assert digest.decode() in wrong.stderr
 
 
-def test_sidecar_holds_evidence(study: Path, degrade: Command) -> None:
+def test_sidecar_holds_evidence(finished: Path) -> None:
     """The sidecar says of every condition what the damage did to how many weights."""
-    done(degrade())
     rows = {}
-    for path in (study / "results").glob("outputs_*.toml"):
+    for path in (finished / "results").glob("outputs_*.toml"):
         for row in tomllib.loads(path.read_text())["provenance"]["evidence"]:
             rows[row["method"], row["level"], row["repeat_index"]] = row
     assert len(rows) == 12
@@ -209,13 +184,12 @@ def test_dry_run_says_what_would_happen(study: Path, degrade: Command) -> None:
     assert not (study / "results").exists()
 
 
-def test_sigterm_stops_and_resumes(study: Path, degrade: Command) -> None:
+def test_sigterm_stops_and_resumes(study: Path, degrade: Command, forks: ForkServer) -> None:
     """SIGTERM and SIGINT end the run with 143 and 130; what was finished is there and nothing is lost."""
     arguments = ["--set", "run.n_rep=6"]
-    command = [sys.executable, "-m", "runner.cli", "specs/tiny.toml", *arguments]
     for signal_number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         size = total_size(study / "results")
-        process = subprocess.Popen(command, cwd=study, stderr=subprocess.PIPE, text=True, env={**os.environ})
+        process = forks.start("specs/tiny.toml", *arguments, cwd=study, stderr=subprocess.PIPE)
         while total_size(study / "results") <= size and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(signal_number)
@@ -227,10 +201,10 @@ def test_sigterm_stops_and_resumes(study: Path, degrade: Command) -> None:
     assert len(records_in(study / "results")) == 180
 
 
-def test_a_file_replaced_during_a_run_ends_it(study: Path) -> None:
+def test_a_file_replaced_during_a_run_ends_it(study: Path, forks: ForkServer) -> None:
     """A cloud's client puts another file in its place: exit 3, the stranger's file untouched, every record kept."""
-    command = [sys.executable, "-m", "runner.cli", "specs/tiny.toml", "--set", "run.n_rep=20", "--sweep", "gauss"]
-    process = subprocess.Popen(command, cwd=study, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    command = ["specs/tiny.toml", "--set", "run.n_rep=20", "--sweep", "gauss"]
+    process = forks.start(*command, cwd=study, stderr=subprocess.PIPE)
     while not total_size(study / "results") and process.poll() is None:
         time.sleep(0.001)
     (path,) = (study / "results").glob("outputs_*.json")

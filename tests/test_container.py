@@ -3,16 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import Command
 
 from runner.env_container import filesystem_of, memory_limit, read_token
 from runner.env_gpu import explain
 from runner.errors import SetupError
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 MOUNTS = """\
 22 1 0:20 / / rw,relatime - overlay overlay rw,lowerdir=/a
 23 22 0:21 / /proc rw - proc proc rw

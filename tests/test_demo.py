@@ -1,15 +1,13 @@
 """The demo's real model: what damage does to its perplexity, measured through the command."""
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import Command, done
 
 from runner.spec import find_spec, load_spec
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 SWEEPS = [sweep.name for sweep in load_spec(find_spec("demo")).sweeps]
 QUANTISATION = "{name='quant_attn', method='uni_quant', group='attn_only', levels=[1024, 64, 16]}"
 # Measured on 22 November 2026 with torch 2.13.0 on an AMD EPYC; four digits hold on any machine.
@@ -18,8 +16,7 @@ QUANTISED_PERPLEXITY = {1024: 14.66902, 64: 14.46301, 16: 32.02054}
 
 def perplexities(degrade: Command, study: Path, *arguments: str) -> dict[str, dict[float, float]]:
     """Perplexity by group and level of a run of the demo that answers with one token."""
-    run = degrade("--set", "generation.max_new_tokens=1", *arguments, spec="demo")
-    assert run.returncode == 0, run.stderr
+    done(degrade("--set", "generation.max_new_tokens=1", *arguments, spec="demo"))
     found: dict[str, dict[float, float]] = {}
     for path in (study / "results").glob("outputs_*.json"):
         for record in json.loads(path.read_text()):

@@ -6,24 +6,14 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import Command, done, refused
 from safetensors.torch import load_file, save_file
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 TOKEN = "hf_aVerySecretTokenThatNobodyMaySee"  # noqa: S105 - a token that opens nothing
-
-
-def refused(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """The command must have ended with this code and one message that holds all these words."""
-    assert run.returncode == code, run.stderr
-    assert "Traceback" not in run.stderr
-    message = run.stderr[run.stderr.index("degrade: ") :]
-    assert message.count("degrade: ") == 1
-    for word in words:
-        assert word in message, message
 
 
 @pytest.mark.parametrize(
@@ -84,10 +74,9 @@ def test_results_folder_that_cannot_be_written(degrade: Command, study: Path) ->
     assert (study / "taken").read_text() == "mine"
 
 
-def test_results_file_in_use(degrade: Command, study: Path) -> None:
+def test_results_file_in_use(degrade: Command, finished: Path) -> None:
     """A second run on the same file is refused, and the file is left alone."""
-    assert degrade("--sweep", "gauss").returncode == 0
-    path = next((study / "results").glob("outputs_*.json"))
+    path = next((finished / "results").glob("outputs_mult_gauss_*.json"))
     before = path.read_bytes()
     with path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -95,10 +84,9 @@ def test_results_file_in_use(degrade: Command, study: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_foreign_file_in_the_way(degrade: Command, study: Path) -> None:
+def test_foreign_file_in_the_way(degrade: Command, finished: Path) -> None:
     """A file of our name that is not ours is not touched, not even with --force."""
-    assert degrade("--sweep", "gauss").returncode == 0
-    path = next((study / "results").glob("outputs_*.json"))
+    path = next((finished / "results").glob("outputs_mult_gauss_*.json"))
     path.write_text('{"precious": true}')
     refused(degrade("--sweep", "gauss"), 3, path.name, "not touched")
     assert path.read_text() == '{"precious": true}'
@@ -113,10 +101,9 @@ def test_foreign_file_in_the_way(degrade: Command, study: Path) -> None:
         ("model.dtype='bfloat16'", ["dtype", "float32", "bfloat16"]),
     ],
 )
-def test_a_file_of_other_settings(degrade: Command, study: Path, setting: str, words: list[str]) -> None:
+def test_a_file_of_other_settings(degrade: Command, finished: Path, setting: str, words: list[str]) -> None:
     """Records of other settings never mix: the differences are listed and the file stays as it is."""
-    assert degrade("--sweep", "gauss").returncode == 0
-    path = next((study / "results").glob("outputs_*.json"))
+    path = next((finished / "results").glob("outputs_mult_gauss_*.json"))
     before = path.read_bytes()
     refused(degrade("--sweep", "gauss", "--set", setting), 2, path.name, *words)
     assert path.read_bytes() == before
@@ -167,8 +154,7 @@ def test_unreachable_hub(degrade: Command, tmp_path: Path) -> None:
 
 def test_the_token_stays_secret(degrade: Command, study: Path) -> None:
     """A whole run with a token set, its prompt even containing it, writes it into no log, sidecar or message."""
-    run = degrade("--log-level", "DEBUG", env={"HF_TOKEN": TOKEN})
-    assert run.returncode == 0, run.stderr
+    run = done(degrade("--log-level", "DEBUG", env={"HF_TOKEN": TOKEN}))
     assert_nowhere(TOKEN, run, study)
     wrong = degrade("--set", f"model.id='{TOKEN}/x y'", env={"HF_TOKEN": TOKEN})
     refused(wrong, 2, "model.id")

@@ -5,13 +5,14 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from forkserver import ForkServer
+from helpers import Command
 
 from runner.errors import SetupError, SpecError
 from runner.report import report as make_report
@@ -21,12 +22,14 @@ SAMPLES = sorted((ROOT / "results" / "samples").glob("outputs_*.json"))
 WORDS = "the quiet river bends past an old stone mill where nobody grinds corn any longer"
 
 
-def report(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `degrade report` in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "runner.cli", "report", *map(str, arguments)],
-        cwd=cwd, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def report(forks: ForkServer) -> Command:
+    """`degrade report` in a folder."""
+
+    def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return forks.run("report", *map(str, arguments), cwd=cwd)
+
+    return run
 
 
 def planted(level: float, repeat: int, prompt: int, **fields: Any) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def made(out: Path, *files: Path, texts: int = 0, **options: Any) -> tuple[pl.Da
     return tables(out)
 
 
-def test_planted_effects_come_out(tmp_path: Path) -> None:
+def test_planted_effects_come_out(report: Command, tmp_path: Path) -> None:
     """Means, errors, effect sizes and the threshold with its interval are those of a hand calculation."""
     done = report(write(tmp_path / "outputs_x.json", list(study())), "--coherence-texts", "0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -249,7 +252,7 @@ def test_chance_stands_beside_the_right_answers(tmp_path: Path) -> None:
     assert ">chance</text>" in (tmp_path / "out" / "figures" / "planted_model_correct.svg").read_text()
 
 
-def test_nothing_beside_a_results_file_is_executed(tmp_path: Path) -> None:
+def test_nothing_beside_a_results_file_is_executed(report: Command, tmp_path: Path) -> None:
     """Prompts from elsewhere are a stranger's code: they are used if the user names them, and else left alone."""
     records = [
         planted(0.0, 0, 1, prompt_text="Who?", output="Me."),
@@ -324,15 +327,14 @@ def test_half_a_character_and_strange_settings_are_reported_on(tmp_path: Path) -
     assert "a ? b" in table["output"].to_list()
 
 
-def test_an_interrupted_report_ends_with_one_line(tmp_path: Path) -> None:
+def test_an_interrupted_report_ends_with_one_line(forks: ForkServer, tmp_path: Path) -> None:
     """Ctrl-C goes to all processes of a terminal; one of them says so, in one line, with exit code 130."""
     records = [planted(level / 1000, repeat, prompt, output=f"{WORDS} {WORDS} {level} {repeat}. " * 8)
                for level in range(2500) for repeat in (0, 1) for prompt in (1, 2, 3, 4)]  # fmt: skip
     file = write(tmp_path / "outputs_x.json", records)
-    with subprocess.Popen(
-        [sys.executable, "-m", "runner.cli", "report", str(file), "--coherence-texts", "0"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
+    command = ["report", str(file), "--coherence-texts", "0"]
+    nobody, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with forks.start(*command, cwd=tmp_path, stdout=nobody, stderr=pipe, start_new_session=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "measuring" in line:
@@ -348,7 +350,7 @@ def test_an_interrupted_report_ends_with_one_line(tmp_path: Path) -> None:
     assert len(said.strip().splitlines()) == 1
 
 
-def test_planted_texts_come_out(tmp_path: Path) -> None:
+def test_planted_texts_come_out(report: Command, tmp_path: Path) -> None:
     """Loops, broken logits, right answers and content units are found in the records that they were planted in."""
     records = [
         planted(0.0, 0, 1, prompt_text="What is the capital of France?", output="It is Paris."),
@@ -369,7 +371,7 @@ def test_planted_texts_come_out(tmp_path: Path) -> None:
     assert units[1] >= 5
 
 
-def test_real_records_give_a_whole_report(tmp_path: Path) -> None:
+def test_real_records_give_a_whole_report(report: Command, tmp_path: Path) -> None:
     """The samples give page, tables and a PNG and an SVG of every figure, and damage hurts there as it should."""
     done = report(*SAMPLES, "--out", tmp_path, "--coherence-texts", "30", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -387,7 +389,7 @@ def test_real_records_give_a_whole_report(tmp_path: Path) -> None:
     assert unknown["mlp_only"] > 2 * unknown["attn_only"]
 
 
-def test_quantisation_damages_to_the_right(tmp_path: Path) -> None:
+def test_quantisation_damages_to_the_right(report: Command, tmp_path: Path) -> None:
     """Fewer quantisation levels are more damage; the reference is the undamaged model of another sweep of the run."""
     quant = [planted(level, 0, prompt, degradation_method="uni_quant", std_dev=level, tokens=tokens + prompt)
              for level, tokens in ((256, 200), (16, 150), (4, 100)) for prompt in (1, 2, 3)]  # fmt: skip
@@ -399,7 +401,7 @@ def test_quantisation_damages_to_the_right(tmp_path: Path) -> None:
     assert set(table["reference"]) == {"undamaged"}
 
 
-def test_the_older_format_is_read(tmp_path: Path) -> None:
+def test_the_older_format_is_read(report: Command, tmp_path: Path) -> None:
     """An indented array without the fields that came later gives a report too, from what it says."""
     later = ("level_value", "finish_reason", "config_name", "seed", "timestamp", "tokens")
     older = [{key: value for key, value in record.items() if key not in later} for record in study()]
@@ -408,7 +410,7 @@ def test_the_older_format_is_read(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "report.html").stat().st_size > 5000
 
 
-def test_scores_under_the_intact_model(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_scores_under_the_intact_model(report: Command, tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     """`--score` loads the model that the sidecar names, and gives what the model gives each text."""
     from runner.model_likelihood import perplexity
     from runner.model_load import load_model, load_tokenizer, locate
@@ -433,7 +435,7 @@ def test_scores_under_the_intact_model(tmp_path: Path, checkpoints: dict[str, Pa
     assert found == pytest.approx([expected] * 2, rel=1e-5)
 
 
-def test_files_that_are_no_records(tmp_path: Path) -> None:
+def test_files_that_are_no_records(report: Command, tmp_path: Path) -> None:
     """A missing, empty or foreign file is one clear line and exit code 3; nothing is written."""
     (tmp_path / "empty.json").write_text("[\n]\n")
     (tmp_path / "foreign.json").write_text('{"a": 1}')

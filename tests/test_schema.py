@@ -3,13 +3,12 @@
 import datetime as dt
 import json
 import math
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import output_of
 from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
 from test_spec import ALL_WRONG, SPECS, VALID, WRONG
@@ -146,15 +145,7 @@ def test_every_spec_is_accepted(spec: Spec) -> None:
 
 def test_prompt_comes_from_the_package_without_torch() -> None:
     """A module of prompts says `from runner import Prompt`; neither that nor the package itself imports torch."""
-    code = (
-        "import sys, runner\n"
-        "assert 'runner.task_prompts' not in sys.modules\n"
-        "from runner import Prompt\n"
-        "assert Prompt('Who?', answer='me').answer == ('me',)\n"
-        "assert not hasattr(runner, 'prompt')\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    output_of("prompt_without_torch")
 
 
 def test_the_schema_is_json() -> None:

@@ -1,7 +1,6 @@
 """A picture beside the prompt: read as the model itself reads it, and again when damage has reached the eyes."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from helpers import Command, done
 from PIL import Image, ImageDraw
 from tiny import BYTES, PICTURE_TOKENS, TEXT, VISION, build, tiny_processor, tiny_tokenizer
 
@@ -26,7 +26,6 @@ from runner.target_groups import resolve_targets
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 TEXTS = ("Who?", "What is happening in this picture, and to whom?", "Why")
 NEW_TOKENS = 20
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 WAYS = [("cpu", "plain"), *([("cuda", "graph"), ("cuda", "fused")] if torch.cuda.is_available() else [])]
 
@@ -201,7 +200,7 @@ tower = "vision"
     return study
 
 
-def records_in(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+def records_by_condition(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     """All records by what they are known by."""
     found = [record for path in folder.glob("outputs_*.json") for record in json.loads(path.read_text())]
     return {(r["param_group_name"], r["std_dev"], r["repeat_index"], r["prompt_text"]): r for r in found}
@@ -209,11 +208,9 @@ def records_in(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 def test_a_run_with_a_picture(seeing: Path, degrade: Command) -> None:
     """Every sweep answers about the picture, damaged eyes see something else, and a resume adds what is missing."""
-    run = degrade("--sweep", "eyes", "--sweep", "gauss", "--set", "run.n_rep=1")
-    assert run.returncode == 0, run.stderr
-    run = degrade("--sweep", "eyes", "--sweep", "gauss")
-    assert run.returncode == 0, run.stderr
-    records = records_in(seeing / "results")
+    done(degrade("--sweep", "eyes", "--sweep", "gauss", "--set", "run.n_rep=1"))
+    done(degrade("--sweep", "eyes", "--sweep", "gauss"))
+    records = records_by_condition(seeing / "results")
     assert len(records) == 40
     for (_, level, repeat, text), record in records.items():
         assert (record["image_used"], record["image_filename"]) == (True, "scene.png")
@@ -223,9 +220,8 @@ def test_a_run_with_a_picture(seeing: Path, degrade: Command) -> None:
         level: [r["output"] for k, r in sorted(records.items()) if k[:2] == ("eyes", level)] for level in (0.0, 2.0)
     }
     assert outputs[0.0] != outputs[2.0]
-    whole = degrade("--sweep", "eyes", "--sweep", "gauss", "--results", "whole")
-    assert whole.returncode == 0, whole.stderr
-    again = records_in(seeing / "whole")
+    done(degrade("--sweep", "eyes", "--sweep", "gauss", "--results", "whole"))
+    again = records_by_condition(seeing / "whole")
     assert {key: r["output"] for key, r in again.items()} == {key: r["output"] for key, r in records.items()}
     picture("yellow").save(seeing / "specs" / "scene.png")
     refused = degrade("--sweep", "gauss", "--set", "run.n_rep=3")
@@ -246,6 +242,4 @@ def test_dry_run_with_a_picture(seeing: Path, degrade: Command) -> None:
     """The plan counts the picture's tokens, without weights."""
     for weights in seeing.glob("*.safetensors"):
         weights.unlink()
-    shown = degrade("--dry-run")
-    assert shown.returncode == 0, shown.stderr
-    assert "group eyes: 3 tensors" in shown.stdout
+    assert "group eyes: 3 tensors" in done(degrade("--dry-run")).stdout

@@ -1,14 +1,13 @@
 """On a GPU: the whole command, and the same damaged models as on the CPU."""
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import pytest
 import torch
+from helpers import Command, done
 
 from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape, Request
@@ -19,15 +18,12 @@ from runner.run_setup import targets_of
 from runner.spec import Model, Spec
 from runner.spec_sweep import Sweep
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def records_of(degrade: Command, study: Path, folder: str, *arguments: str) -> dict[tuple[Any, ...], dict[str, Any]]:
     """The records of a run, by what they are known by."""
-    run = degrade("--results", folder, *arguments)
-    assert run.returncode == 0, run.stderr
+    done(degrade("--results", folder, *arguments))
     found = [record for path in (study / folder).glob("outputs_*.json") for record in json.loads(path.read_text())]
     return {(r["degradation_method"], r["std_dev"], r["repeat_index"], r["prompt_text"]): r for r in found}
 

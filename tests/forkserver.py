@@ -1,0 +1,175 @@
+"""Commands without the five seconds of their imports: one server imports torch, and every command is a fork of it.
+
+A fork runs `python -m runner.cli` as that would run: as `__main__`, in a process of its own with its own streams,
+folder, environment, signals and exit code. Only the imports are shared, so nothing is computed before the fork, and a
+command whose environment differs in what an import may read is started cold. The forks of `multiprocessing.forkserver`
+have neither streams nor the normal end of an interpreter.
+"""
+
+import contextlib
+import gc
+import importlib
+import inspect
+import json
+import os
+import runpy
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+MODULE = "runner.cli"
+# What the command itself sets before it imports anything.
+SET_BY_THE_COMMAND = {"MKL_CBWR": "AUTO", "DISABLE_SAFETENSORS_CONVERSION": "1", "TQDM_DISABLE": "1"}
+READ_LATE = {"DEGRADE_CACHE", "DEGRADE_IMAGE", "DEGRADE_RESULTS", "GIT_SHA", "HF_TOKEN", "HF_TOKEN_FILE"}
+READ_LATE |= {"CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST"}  # of which there is no use without a GPU
+# What several commands import; not polars, nor what imports it, because it starts threads.
+PRELOADED = ("runner.cli_dry_run", "runner.run", "runner.run_verify", "transformers.models.gemma3.modeling_gemma3")
+PRELOADED += ("transformers.models.llama.modeling_llama", "matplotlib.figure", "scipy.stats", "simplemma", "wordfreq")
+LARGEST_REQUEST, NUMBER = 2**17, 8  # bytes
+
+
+class ForkServer:
+    """The process that has imported everything; it ends when this one closes it or ends."""
+
+    def __init__(self, *, cold: bool = False) -> None:
+        self.cold = cold
+        self.environment = SET_BY_THE_COMMAND | os.environ | {"HF_HUB_OFFLINE": "1"}
+        self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(other.fileno())],
+                env=self.environment | {"OPENBLAS_NUM_THREADS": "1"},  # else NumPy starts threads when it is imported
+                pass_fds=[other.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for pytest
+            )
+
+    def close(self) -> None:
+        """End the server."""
+        self.socket.close()
+        self.process.wait()
+
+    def start(
+        self, *arguments: str, env: Mapping[str, str] = MappingProxyType({}), cold: bool = False, **options: Any
+    ) -> "subprocess.Popen[str]":
+        """A running command; `options` are those of `Popen`, of which a fork knows streams, cwd and new session."""
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **env}
+        asked = SET_BY_THE_COMMAND | environment
+        other = {name for name in asked | self.environment if asked.get(name) != self.environment.get(name)}
+        if cold or self.cold or other - READ_LATE:
+            command = [sys.executable, "-m", MODULE, *arguments]
+            return subprocess.Popen(command, env=environment, text=True, **options)
+        return Fork(self, [*arguments], env=environment, text=True, **options)
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """A command that has ended; it takes what `start` takes."""
+        with self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+            try:
+                out, err = process.communicate(timeout=300)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+class Fork(subprocess.Popen[str]):
+    """A fork of the server: a `Popen` in all but how it is started and waited for."""
+
+    def __init__(self, server: ForkServer, arguments: list[str], **options: Any) -> None:
+        self.server = server
+        super().__init__(arguments, **options)
+
+    def _execute_child(self, *given: Any) -> None:
+        call = inspect.signature(super()._execute_child).bind(*given).arguments  # type: ignore[misc]
+        request = [call["args"], os.fspath(call["cwd"] or Path.cwd()), call["env"], call["start_new_session"]]
+        passed = [call[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        self.status, theirs = os.pipe()
+        streams = [own if stream == -1 else stream for own, stream in enumerate(passed)]
+        socket.send_fds(self.server.socket, [json.dumps(request).encode()], [*streams, theirs])
+        os.close(theirs)
+        ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*map(call.get, ends))  # type: ignore[attr-defined]
+        self.pid, self._child_created = self._told(), True
+
+    def _told(self) -> int:
+        """The next number that the server tells of this fork: its pid, then its exit code."""
+        if not (number := os.read(self.status, NUMBER)):
+            raise RuntimeError("the fork server is gone")
+        return int.from_bytes(number, "big", signed=True)
+
+    def poll(self) -> int | None:
+        """The exit code, if there is one."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, as soon as there is one."""
+        if self.returncode is None:
+            if not select.select([self.status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = self._told()
+            os.close(self.status)
+        return self.returncode
+
+
+def serve(requests: socket.socket) -> None:
+    """Fork for every request and tell its pid and its exit code, until nobody can ask any more."""
+    running: dict[int, tuple[int, int]] = {}  # descriptor of a process: its pid, and where to tell its end
+    while True:
+        for ready in select.select([requests, *running], [], [])[0]:
+            if ready is not requests:
+                pid, status = running.pop(ready)
+                tell(status, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                os.close(status)
+                os.close(ready)
+                continue
+            message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
+            if not message:
+                return
+            if pid := os.fork():
+                running[os.pidfd_open(pid)] = pid, descriptors[3]
+                tell(descriptors[3], pid)
+                for stream in descriptors[:3]:
+                    os.close(stream)
+                continue
+            for number, stream in enumerate(descriptors[:3]):
+                os.dup2(stream, number)
+            for inherited in (*descriptors, *running, *(status for _, status in running.values()), requests.detach()):
+                os.close(inherited)
+            become(*json.loads(message))
+            return
+
+
+def become(arguments: list[str], cwd: str, environment: dict[str, str], new_session: bool) -> None:  # noqa: FBT001
+    """Be the command in this fork."""
+    if new_session:
+        os.setsid()
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115 - not of a path
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[0], sys.argv[1:] = cwd, arguments
+    runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+
+
+def tell(status: int, number: int) -> None:
+    """Send a number to who asked for the fork, unless that is gone."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(status, number.to_bytes(NUMBER, "big", signed=True))
+
+
+if __name__ == "__main__":
+    for name in PRELOADED:
+        importlib.import_module(name)
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        raise RuntimeError("an import has started a thread, which a fork would lack")
+    gc.freeze()
+    serve(socket.socket(fileno=int(sys.argv[1])))

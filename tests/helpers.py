@@ -1,0 +1,46 @@
+"""What several test modules use: the type of a command that is run, and what it left."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+Records = list[dict[str, Any]]
+
+PROGRAMS = Path(__file__).with_name("programs")
+MAY_DIFFER = ("timestamp", "duration", "vram_usage_percent")
+
+
+def records_in(folder: Path) -> Records:
+    """All records of all results files, in a fixed order, without the fields that may differ between runs."""
+    found = [record for path in sorted(folder.glob("outputs_*.json")) for record in json.loads(path.read_text())]
+    kept = [{key: value for key, value in record.items() if key not in MAY_DIFFER} for record in found]
+    return sorted(kept, key=lambda r: (r["degradation_method"], r["param_group_name"], r["level_index"],
+                                       r["repeat_index"], r["prompt_id"]))  # fmt: skip
+
+
+def done(run: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """The same run, which must have succeeded."""
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def refused(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """The command must have ended with this code and one message that holds all these words."""
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    message = run.stderr[run.stderr.index("degrade: ") :]
+    assert message.count("degrade: ") == 1
+    for word in words:
+        assert word in message, message
+
+
+def output_of(program: str, *arguments: str, **environment: str) -> str:
+    """What a program of `tests/programs` prints in a process of its own, with all that can be imported here."""
+    command = [sys.executable, "-W", "ignore", PROGRAMS / f"{program}.py", *arguments]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return done(subprocess.run(command, env=env, capture_output=True, text=True, check=False)).stdout

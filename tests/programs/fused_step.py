@@ -1,0 +1,88 @@
+"""The fused decode step beside the plain one, for five families, in Triton's interpreter: prints what agreed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from tiny import TEXT, build
+
+from runner.decode_batch import BatchShape, Request
+from runner.decode_fused import FusedStep
+from runner.decode_packing import pack_projections
+from runner.decode_sampling import Sampling
+from runner.decode_step import DecodeState
+
+SHAPE = BatchShape(rows=3, prompt_length=30, new_tokens=6)
+GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
+SAMPLED = Sampling(do_sample=True, temperature=0.7, top_k=50, top_p=0.9)
+QUESTIONS = [Request([5 + i * j % 50 for j in range(5 + 11 * i)], f"q{i}", i) for i in range(3)]
+
+
+def llama() -> Any:
+    """Plain Llama."""
+    return build("llama")
+
+
+def gemma3() -> Any:
+    """Two kinds of attention, four norms a layer."""
+    return build("gemma3")
+
+
+def mistral() -> Any:
+    """A sliding window that is shorter than the longest prompt."""
+    config = transformers.MistralConfig(**TEXT, num_hidden_layers=2, sliding_window=20)
+    return transformers.MistralForCausalLM(config)
+
+
+def qwen2() -> Any:
+    """Biases, here of random numbers."""
+    sizes = TEXT | {"num_attention_heads": 2, "num_key_value_heads": 1}
+    del sizes["head_dim"]
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, num_hidden_layers=2))
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            parameter.data.normal_()
+    return model
+
+
+def qwen3() -> Any:
+    """Norms of queries and keys."""
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**TEXT, num_hidden_layers=2))
+
+
+def decode(decoder: DecodeState, step: Callable[[], None]) -> tuple[Any, list[torch.Tensor]]:
+    """The answers, and the logits of every step."""
+    decoder.prefill([question.token_ids for question in QUESTIONS])
+    decoder.start_rows(range(3), range(3), QUESTIONS)
+    seen = []
+    with torch.inference_mode():
+        for _ in range(SHAPE.new_tokens):
+            step()
+            seen.append(decoder.logits.clone())
+    return decoder.answers(range(3)), seen
+
+
+def plain_step(decoder: DecodeState) -> Callable[[], None]:
+    """A step as `DecodeState` takes it itself."""
+
+    def step() -> None:
+        decoder.sample_step()
+        decoder.forward()
+
+    return step
+
+
+torch.manual_seed(1)
+for make in (llama, gemma3, mistral, qwen2, qwen3):
+    model = make().eval()
+    model.requires_grad_(requires_grad=False)
+    pack_projections(model)
+    for sampling in (GREEDY, SAMPLED) if make is llama else (SAMPLED,):
+        decoder = DecodeState(model, SHAPE, sampling, [2, 7], 0)
+        expected, logits = decode(decoder, plain_step(decoder))
+        answers, others = decode(decoder, FusedStep(decoder))
+        assert answers == expected, (answers, expected)
+        for one, other in zip(logits, others, strict=True):
+            assert (one - other).abs().max() < 2e-4 * one.std()
+    print(model.config.model_type)
