@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from runner.env_files import LONGEST_NAME, is_named, sync_folder
+from runner.env_files import LONGEST_NAME, is_named, make_folder, sync_folder
 from runner.errors import SetupError, SpecError
 from runner.results_file import ResultsFile, whole
 from runner.results_layout import KEY_FIELDS, Record, read_layout
@@ -68,7 +68,7 @@ def open_results(path: Path, *, force: bool = False) -> tuple[ResultsFile, list[
         SetupError: the file cannot be written, is in use, or is no results file.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, lock_file = _open_locked(path)
         file = ResultsFile(path, descriptor, lock_file)
         try:
