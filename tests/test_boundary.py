@@ -128,6 +128,7 @@ def test_what_is_foreseen_keeps_its_sentence_and_exit_code(
         assert "trace" not in told
 
 
+@pytest.mark.slow
 def test_nobody_reads(study: Path) -> None:
     """`degrade --dry-run | head -1`, a full or a closed standard output: no traceback, also not at the very end."""
     program = f"{sys.executable} -m runner.cli"
@@ -257,6 +258,7 @@ def mutated_text(text: str, chance: random.Random) -> bytes:
     return raw
 
 
+@pytest.mark.slow
 def test_any_spec_is_read_or_refused(tmp_path: Path) -> None:
     """5,000 damaged specs: each is a spec that can be written and read again, or a `SpecError`, within seconds."""
     chance = random.Random(7)
@@ -332,6 +334,7 @@ def mutated(name: str, text: str, chance: random.Random) -> str:
     return text[:place] + str(chance.choice(NASTY)) + text[place + chance.randrange(3) :]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_any_checkpoint_is_loaded_or_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """2,000 damaged configurations, tokenizers and templates: a whole model, or a sentence, and no file is changed."""

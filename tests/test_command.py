@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from forkserver import ForkServer
 from helpers import Command, done, records_in
 
@@ -22,6 +23,7 @@ prompt_digest model_digest image_digest perplexity_digest
 KILLS = 10
 
 
+@pytest.mark.slow
 def test_a_run_records_everything(study: Path, degrade: Command) -> None:
     """Three sweeps of two levels, two repeats, five prompts: sixty records with every field, and a sidecar."""
     done(degrade(cold=True))
@@ -57,6 +59,7 @@ def test_deterministic_levels_share_one_model(finished: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_ten_times_equals_uninterrupted(study: Path, degrade: Command, forks: ForkServer) -> None:
     """SIGKILL at ten random moments, resumed each time, gives the records of a run that nobody disturbed."""
     arguments = ["--set", "run.n_rep=6"]
@@ -94,6 +97,7 @@ def test_order_of_sweeps_does_not_matter(finished: Path, degrade: Command) -> No
     assert records_in(finished / "backward") == records_in(finished / "results")
 
 
+@pytest.mark.slow
 def test_more_repeats_rerun_nothing(study: Path, degrade: Command) -> None:
     """One repeat first and three later is what three at once are; the first records stay as they are."""
     done(degrade("--set", "run.n_rep=1"))
@@ -184,6 +188,7 @@ def test_dry_run_says_what_would_happen(study: Path, degrade: Command) -> None:
     assert not (study / "results").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_stops_and_resumes(study: Path, degrade: Command, forks: ForkServer) -> None:
     """SIGTERM and SIGINT end the run with 143 and 130; what was finished is there and nothing is lost."""
     arguments = ["--set", "run.n_rep=6"]

@@ -119,6 +119,7 @@ def test_the_memory_that_a_container_leaves(
     assert memory_limit(tmp_path) == limit
 
 
+@pytest.mark.slow
 def test_the_image_wants_a_gpu(degrade: Command) -> None:
     """In the image `auto` does not fall back to the CPU; outside it does, and a dry run needs no GPU anywhere."""
     image = {"DEGRADE_IMAGE": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -25,6 +25,7 @@ def perplexities(degrade: Command, study: Path, *arguments: str) -> dict[str, di
     return found
 
 
+@pytest.mark.slow
 def test_damage_hurts_and_mlp_damage_hurts_more(degrade: Command, study: Path) -> None:
     """Perplexity rises along every stochastic sweep, and faster for the MLP than for attention, as in the study."""
     found = perplexities(degrade, study)
@@ -38,6 +39,7 @@ def test_damage_hurts_and_mlp_damage_hurts_more(degrade: Command, study: Path) -
         assert mlp[level] > attention[level] or level == 0, (level, mlp, attention)
 
 
+@pytest.mark.slow
 def test_quantised_perplexity_is_a_constant(degrade: Command, study: Path) -> None:
     """Quantisation draws no random numbers: the perplexity of a fixed text is the same everywhere to four digits."""
     found = perplexities(degrade, study, "--set", f"sweeps=[{QUANTISATION}]")

@@ -138,6 +138,7 @@ def hub() -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("token", "words"), [("", ["HF_TOKEN is not set"]), (TOKEN, ["this HF_TOKEN has no access"])])
 def test_gated_model(degrade: Command, hub: str, tmp_path: Path, token: str, words: list[str]) -> None:
     """A gated model without access says what to accept and what to set, and no file keeps the token."""
@@ -147,11 +148,13 @@ def test_gated_model(degrade: Command, hub: str, tmp_path: Path, token: str, wor
     assert_nowhere(TOKEN, run, tmp_path)
 
 
+@pytest.mark.slow
 def test_unreachable_hub(degrade: Command, tmp_path: Path) -> None:
     """Without network and without a cached model the message says so."""
     refused(degrade(spec="dreams_it", env={"HF_HOME": str(tmp_path / "hub")}), 3, "google/gemma-3-4b-it", "cache")
 
 
+@pytest.mark.slow
 def test_the_token_stays_secret(degrade: Command, study: Path) -> None:
     """A whole run with a token set, its prompt even containing it, writes it into no log, sidecar or message."""
     run = done(degrade("--log-level", "DEBUG", env={"HF_TOKEN": TOKEN}))

@@ -96,6 +96,7 @@ def test_greedy_equals_generate(subject: Subject) -> None:
     assert [answer.token_ids for answer in answers] == subject.reference(SHAPE.new_tokens)
 
 
+@pytest.mark.slow
 def test_greedy_equals_generate_on_a_real_model(smollm2: Subject) -> None:
     """The same on trained weights, where the answers end by themselves."""
     answers = smollm2.answer(smollm2.questions, GREEDY)
@@ -108,6 +109,7 @@ def test_tiny_answers_are_varied(subject: Subject) -> None:
     assert sum(len(set(answer.token_ids)) for answer in answers) > 5 * len(answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_neighbours_do_not_matter(subject: Subject, sampling: Sampling) -> None:
     """Permuted, other or missing neighbours leave a row's tokens as they are."""
@@ -180,6 +182,7 @@ def many(subject: Subject) -> list[Request]:
     return [Request(q.token_ids, q.text, seed) for q in subject.questions for seed in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_rows_that_end_begin_anew(subject: Subject) -> None:
     """Fifteen questions on four rows, answers of very different lengths: each as if it had been asked alone."""
     questions = many(subject)
@@ -192,6 +195,7 @@ def test_rows_that_end_begin_anew(subject: Subject) -> None:
     assert answers == [generator.answer([question])[0] for question in questions]
 
 
+@pytest.mark.slow
 def test_a_prompt_is_read_once(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many seeds ask it, and whenever a row becomes free for it."""
     generator, read = subject.generator(shape=SHAPE.with_rows(3)), list[int]()
@@ -206,6 +210,7 @@ def test_a_prompt_is_read_once(subject: Subject, monkeypatch: pytest.MonkeyPatch
     assert read == [3, 2]
 
 
+@pytest.mark.slow
 def test_visits_follow_one_another(subject: Subject) -> None:
     """The model may change when a visit is asked for; what ended before comes when the next has begun, none is lost."""
     weight, asked = subject.model.get_decoder().layers[1].mlp.down_proj.weight, list[int]()

@@ -209,6 +209,7 @@ def test_a_sidecar_without_its_file_is_set_aside(study: Path, run: Command, caps
     assert tomllib.loads(results(study).with_suffix(".toml").read_text())["perplexity"]["text"] == "Another text."
 
 
+@pytest.mark.slow
 def test_fewer_rows_are_obeyed_and_more_are_explained(
     study: Path, run: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +222,7 @@ def test_fewer_rows_are_obeyed_and_more_are_explained(
     assert [r["batch_size_effective"] for r in records(study)] == [3] * 10 + [1] * 20
 
 
+@pytest.mark.slow
 def test_a_prompt_keeps_its_number(study: Path, run: Command) -> None:
     """A prompt inserted before others gets the next number; in a file of another method it gets the same."""
     assert run(*ONE, "--set", "sweeps.0.levels=[0.0]") == 0
@@ -242,6 +244,7 @@ def test_force_waits_for_the_first_record(study: Path, model: Path, run: Command
     assert {path: path.read_bytes() for path in (study / "results").glob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_force_replaces_only_what_is_made_again(study: Path, run: Command, capsys: pytest.CaptureFixture[str]) -> None:
     """--force --sweep leaves the other sweeps of the file in it; their old file is kept whole, with its sidecar."""
     two = ("--set", "sweeps.1.method='mult_gauss'", *ONE)
@@ -262,6 +265,7 @@ def test_force_replaces_only_what_is_made_again(study: Path, run: Command, capsy
     assert {record["param_group_name"] for record in records(study)} == {"attn_only"}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_changed_is_still_verified(study: Path, run: Command) -> None:
     """A later run under the same name of a sweep: both explain their records, and repeats never get fewer."""
     assert run(*TWO) == 0

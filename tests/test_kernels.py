@@ -1,8 +1,10 @@
 """The CUDA kernels in Triton's interpreter: what CI can see of them without a GPU. tests/gpu has the real thing."""
 
+import pytest
 from helpers import output_of
 
 
+@pytest.mark.slow
 def test_kernels_equal_the_plain_path() -> None:
     """Damage, parts of fused tensors, fingerprints and sums are bit for bit those of NumPy and PyTorch."""
     # The interpreter, which is chosen when triton is imported, cuts bfloat16 off where the hardware rounds, so only
@@ -11,6 +13,7 @@ def test_kernels_equal_the_plain_path() -> None:
     assert compared == f"compared {2 * 6 * 2 * (33 * 17 + 5 * 129 + 7 * 3 + 4 * 6 * 8)}"
 
 
+@pytest.mark.slow
 def test_compiled_kernels_fuse_nothing() -> None:
     """Compiled for real GPUs, no multiplication is fused with an addition: fused, its bits would be others."""
     assert output_of("compile_damage").strip() == "fused 0"

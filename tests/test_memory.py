@@ -72,6 +72,7 @@ def test_one_row_too_many_is_said(study: Path, monkeypatch: pytest.MonkeyPatch) 
         run(study)
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_process_is_its_memory() -> None:
     """What `ulimit -v` leaves is all there is, however large the machine."""
     program = "import torch; from runner.model_memory import total_memory; print(total_memory(torch.device('cpu')))"

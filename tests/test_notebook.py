@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 SAMPLES = Path(__file__).parents[1] / "results" / "samples"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs() -> None:
     """Executed in its own folder it ends at the same table of thresholds that it shows."""
     notebook = nbformat.read(SAMPLES / "thresholds.ipynb", as_version=4)

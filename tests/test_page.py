@@ -16,7 +16,10 @@ from selenium.webdriver.common.keys import Keys
 from runner.report import report
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="no chromium or no chromedriver on the PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="no chromium or no chromedriver on the PATH"),
+]
 
 PROMPTS = ["Tell me a dream in <b>bold</b> & more.", "What is 2 + 2?", "Where are we going?"]
 SWEEPS = {"mult_gauss": [0.0, 0.3, 0.6], "uni_quant": [256.0, 16.0, 4.0]}

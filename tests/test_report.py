@@ -79,6 +79,7 @@ def made(out: Path, *files: Path, texts: int = 0, **options: Any) -> tuple[pl.Da
     return tables(out)
 
 
+@pytest.mark.slow
 def test_planted_effects_come_out(report: Command, tmp_path: Path) -> None:
     """Means, errors, effect sizes and the threshold with its interval are those of a hand calculation."""
     done = report(write(tmp_path / "outputs_x.json", list(study())), "--coherence-texts", "0", cwd=tmp_path)
@@ -99,6 +100,7 @@ def test_planted_effects_come_out(report: Command, tmp_path: Path) -> None:
     assert found["p"].to_list() == pytest.approx([1 / 6])
 
 
+@pytest.mark.slow
 def test_runs_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     """Another suffix, temperature, dtype, seed, picture or digest is another run, named by that, and never pooled."""
     settings: dict[str, dict[str, Any]] = {
@@ -193,6 +195,7 @@ def test_sampled_repeats_of_the_undamaged_model_are_repeats(tmp_path: Path) -> N
     assert metrics.filter(pl.col("metric") == "tokens")["repeats"].to_list() == [3]
 
 
+@pytest.mark.slow
 def test_perplexity_of_every_damaged_model_has_a_threshold(tmp_path: Path) -> None:
     """On every record it is one number for each damaged model and one for the intact; on repeat 0 alone it has none."""
     records = [
@@ -327,6 +330,7 @@ def test_half_a_character_and_strange_settings_are_reported_on(tmp_path: Path) -
     assert "a ? b" in table["output"].to_list()
 
 
+@pytest.mark.slow
 def test_an_interrupted_report_ends_with_one_line(forks: ForkServer, tmp_path: Path) -> None:
     """Ctrl-C goes to all processes of a terminal; one of them says so, in one line, with exit code 130."""
     records = [planted(level / 1000, repeat, prompt, output=f"{WORDS} {WORDS} {level} {repeat}. " * 8)
@@ -350,6 +354,7 @@ def test_an_interrupted_report_ends_with_one_line(forks: ForkServer, tmp_path: P
     assert len(said.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_planted_texts_come_out(report: Command, tmp_path: Path) -> None:
     """Loops, broken logits, right answers and content units are found in the records that they were planted in."""
     records = [
@@ -371,6 +376,7 @@ def test_planted_texts_come_out(report: Command, tmp_path: Path) -> None:
     assert units[1] >= 5
 
 
+@pytest.mark.slow
 def test_real_records_give_a_whole_report(report: Command, tmp_path: Path) -> None:
     """The samples give page, tables and a PNG and an SVG of every figure, and damage hurts there as it should."""
     done = report(*SAMPLES, "--out", tmp_path, "--coherence-texts", "30", cwd=tmp_path)
@@ -389,6 +395,7 @@ def test_real_records_give_a_whole_report(report: Command, tmp_path: Path) -> No
     assert unknown["mlp_only"] > 2 * unknown["attn_only"]
 
 
+@pytest.mark.slow
 def test_quantisation_damages_to_the_right(report: Command, tmp_path: Path) -> None:
     """Fewer quantisation levels are more damage; the reference is the undamaged model of another sweep of the run."""
     quant = [planted(level, 0, prompt, degradation_method="uni_quant", std_dev=level, tokens=tokens + prompt)
@@ -410,6 +417,7 @@ def test_the_older_format_is_read(report: Command, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "report.html").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_scores_under_the_intact_model(report: Command, tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     """`--score` loads the model that the sidecar names, and gives what the model gives each text."""
     from runner.model_likelihood import perplexity

@@ -279,6 +279,7 @@ def test_the_interval_of_a_threshold_by_hand(
     assert threshold_interval(levels, effects, ends) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 def test_spearman_is_that_of_scipy(sign: int) -> None:
     """Rho and the one-sided p in the direction of its sign, ties and descending levels included, exact up to 9."""

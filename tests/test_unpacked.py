@@ -56,6 +56,7 @@ def leftovers(cache: Path) -> list[Path]:
     return list(cache.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_copy_is_the_model_in_every_bit() -> None:
     """Tensors, buffers, configurations, vocabulary, template, and the token ids of every prompt that ships."""
     quieten()

@@ -206,6 +206,7 @@ def records_by_condition(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     return {(r["param_group_name"], r["std_dev"], r["repeat_index"], r["prompt_text"]): r for r in found}
 
 
+@pytest.mark.slow
 def test_a_run_with_a_picture(seeing: Path, degrade: Command) -> None:
     """Every sweep answers about the picture, damaged eyes see something else, and a resume adds what is missing."""
     done(degrade("--sweep", "eyes", "--sweep", "gauss", "--set", "run.n_rep=1"))

@@ -1,6 +1,6 @@
-"""Load every file of a folder as a picture: prints the peak of memory in bytes, and the seconds of the processor."""
+"""Load every file of a folder as a picture: prints what is refused, the peak of memory, and the processor's seconds."""
 
-import contextlib
+import json
 import resource
 import sys
 from pathlib import Path
@@ -8,8 +8,12 @@ from pathlib import Path
 from runner.errors import SpecError
 from runner.task_image import load_picture
 
+refused = {}
 for path in Path(sys.argv[1]).iterdir():
-    with contextlib.suppress(SpecError):
+    try:
         load_picture(path)
+    except SpecError as error:
+        refused[path.name] = str(error)
 used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(sum(one.ru_maxrss for one in used) * 1024, sum(one.ru_utime + one.ru_stime for one in used))
+peak, seconds = sum(one.ru_maxrss for one in used) * 1024, sum(one.ru_utime + one.ru_stime for one in used)
+print(json.dumps({"refused": refused, "peak": peak, "seconds": seconds}))
