@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -239,14 +240,11 @@ def records_in_file(path: str, content: bytes) -> Iterator[str]:
     """The records in the bytes of a file with the name of a results file, or of one that was replaced."""
     if not _RECORDS.fullmatch(Path(path).name):
         return
-    try:
-        records = json.loads(content)
-    except ValueError:
-        lines = [line.strip(b",\0") for line in content.split(b"\n")]
-        records = [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+    lines = [content, *(line.strip(b",\0") for line in content.split(b"\n") if line.startswith((b"{", b"\0")))]
+    records: list[Record] = []
+    for text in lines:
+        with suppress(ValueError):  # torn
+            found = json.loads(text)
+            records += found if isinstance(found, list) else [found]
     for one in records:
         yield json.dumps({key: value for key, value in one.items() if key not in SEAL}, sort_keys=True)
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]

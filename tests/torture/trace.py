@@ -140,6 +140,7 @@ def _bytes(argument: str) -> bytes:
 
 
 def relative(path: str, folder: Path) -> str | None:
-    """A path from where the folder is; None if it is not in the folder."""
+    """A path from what the folder is in; None if it is neither that nor in the folder."""
     place = Path(path)
-    return str(place.relative_to(folder.parent)) if place.is_relative_to(folder) else None
+    here = place.is_relative_to(folder) or place == folder.parent
+    return str(place.relative_to(folder.parent)) if here else None
