@@ -11,6 +11,7 @@ from torture.disk import Sync
 from torture.power_loss import Recording, Resumption, find_faults, record
 from torture.study import Truth, known_of, make_study, restore
 
+pytestmark = pytest.mark.slow
 CUTS = 60  # of a scenario
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import DEVNULL, PIPE, CompletedProcess, Popen
 from typing import Any
 
 from attrs import field, frozen
@@ -62,6 +62,8 @@ group = "mlp_only"
 levels = [0.0, 0.5, 0.75]
 """
 QUESTIONS = ["Who?", "Where are we going?", "And when, exactly, shall we arrive?"]
+GIT_IS_NOT_ASKED = {"GIT_SHA": "torture"}  # for faults would strike it as well
+LONGEST_RUN = 300  # seconds
 SEAL = {"schema_version", "crc32"}  # by which a record proves itself; who reads a file need not show it
 
 _RECORDS = re.compile(r"(?:replaced_20[\d_T-]+_)?outputs_\w+\.json")
@@ -104,9 +106,16 @@ class Study:
         sweeps = [word for sweep in scenario.sweeps for word in ("--sweep", sweep)]
         return [str(self.spec(scenario.spec)), *overrides, *sweeps, "--results", str(results), *more]
 
-    def run(self, scenario: Scenario, results: Path, *more: str, **options: Any) -> CompletedProcess[str]:
-        """The command, from beginning to end; `options` are those of `ForkServer.run`."""
-        return self.server.run(*self.command(scenario, results, *more), cwd=self.folder, **options)
+    def start(self, scenario: Scenario, results: Path, *more: str, **options: Any) -> "Popen[str]":
+        """The command, begun; `options` are those of `ForkServer.start`."""
+        options["env"] = GIT_IS_NOT_ASKED | options.get("env", {})
+        return self.server.start(*self.command(scenario, results, *more), cwd=self.folder, **options)
+
+    def run(self, scenario: Scenario, results: Path, *more: str, **env: str) -> CompletedProcess[str]:
+        """The command, from beginning to end."""
+        with self.start(scenario, results, *more, env=env, stdout=DEVNULL, stderr=PIPE) as process:
+            error = process.communicate(timeout=LONGEST_RUN)[1]
+        return CompletedProcess(process.args, process.returncode, "", error)
 
     def scenarios(self) -> list[Scenario]:
         """A new study, and commands that find results of an earlier one."""
