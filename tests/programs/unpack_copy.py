@@ -1,4 +1,4 @@
-"""Unpacks a file into the cache, or finds it there, and uses the copy if there is one."""
+"""Unpacks a file into the cache, or finds it there; with a second argument it looks at the copy."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ def unpack(folder: Path) -> None:
 
 
 copy = copy_of(Path(sys.argv[1]), "float32", unpack)
-if copy is not None:
+if copy is not None and sys.argv[2:]:
     assert (copy / "weights").read_bytes() == WEIGHTS
     assert {path.name for path in copy.iterdir()} == {"weights", "config.json", CHECKSUMS}
 sys.stdout.write(f"{copy}\n")

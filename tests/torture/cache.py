@@ -17,11 +17,11 @@ NONE = {"LD_PRELOAD": ""}
 STRACE = ("strace", "-f", "-y", "-xx", "-s", "1000000")
 
 
-def unpack(place: Path, *before: str, **environment: str) -> CompletedProcess[str]:
-    """Unpack into the cache, with what stands before the command."""
+def unpack(place: Path, *before: str, look: bool = False, **environment: str) -> CompletedProcess[str]:
+    """Unpack into the cache, with what stands before the command; `look` at the copy as well."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "model.gguf").write_bytes(b"GGUF packed")
-    command = [*before, sys.executable, PROGRAMS / "unpack_copy.py", place / "model.gguf"]
+    command = [*before, sys.executable, PROGRAMS / "unpack_copy.py", place / "model.gguf", *["look"] * look]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -48,7 +48,7 @@ def attempt(case: Case, place: Path, library: Path) -> Outcome:
     short = {"SHORT_WRITE": f"{case.point.call} {case.point.index} {place / 'cache'}", "LD_PRELOAD": str(library)}
     run = unpack(place, *STRACE, *injection(case), "-o", str(place / "log"), **(short if case.fault == SHORT else NONE))
     faults = list(_wrong(case, run, place))
-    again = unpack(place, **NONE)
+    again = unpack(place, look=True, **NONE)
     if again.returncode or not Path(again.stdout.strip()).is_dir():
         faults.append(f"no copy afterwards: {again.stdout}{again.stderr[-500:]}")
     return Outcome(case, 0, faults)

@@ -107,8 +107,9 @@ class Campaign:
         for number, server in enumerate(self.servers):
             benches.put(Bench(evolve(self.study, server=server), scenario, resumption, place / str(number)))
         is_new = not scenario.before and scenario.spec == "small"
-        kinds = {} if is_new else {"faults": (KILL, "ENOSPC")}
-        cases = self.some(cases_of(place / "log", place / "results", **kinds))
+        cases = cases_of(place / "log", place / "results", *([] if is_new else [(KILL, "ENOSPC")]))
+        if scenario.spec == "picture":  # which a process of its own reads, whose files strace would count as well
+            cases = (case for case in cases if case.point.call != "openat")
 
         def in_turn(one: tuple[int, Case | tuple[int, float]]) -> Outcome:
             number, case = one
@@ -121,7 +122,7 @@ class Campaign:
                 benches.put(bench)
 
         with ThreadPoolExecutor(PROCESSES) as pool:
-            yield row(f"faults: {scenario.name}", list(pool.map(in_turn, enumerate(cases))), start)
+            yield row(f"faults: {scenario.name}", list(pool.map(in_turn, enumerate(self.some(cases)))), start)
             if is_new:
                 start = time.monotonic()
                 signals = (signal.SIGTERM, signal.SIGINT)
@@ -157,7 +158,8 @@ def main() -> int:
     print(Row("all", sum(r.tried for r in rows), sum(r.at_risk for r in rows), [f for r in rows for f in r.faults],
               sum(r.seconds for r in rows)))  # fmt: skip
     for one in rows:
-        print(*[f"{one.name}: {fault}" for fault in one.faults], sep="\n", end="")
+        for fault in one.faults:
+            print(f"{one.name}: {fault}")
     return 1 if any(one.faults for one in rows) else 0
 
 
