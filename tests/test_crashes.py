@@ -1,16 +1,18 @@
 """Faults of system calls at random calls of real runs: a short form of what `nox -s torture` does at every call."""
 
 import random
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import forkserver
 import pytest
 from torture import cache
 from torture.crashes import DISK, KILL, SHORT, Bench, Case, cases_of, short_writes, signalled
 from torture.power_loss import Resumption, record
-from torture.study import Scenario, make_study
+from torture.study import Scenario, contents, make_study, restore
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +86,17 @@ def test_a_log_that_cannot_be_written_ends_nothing(bench: Bench, cases: list[Cas
 def test_a_signal_costs_nothing(bench: Bench, number: int, moment: float) -> None:
     """Whatever a run is at, it ends with its sentence, and is resumed."""
     assert signalled(bench, number, moment, by_command=False).faults == []
+
+
+def test_records_that_were_promised_and_are_not_there_are_noticed(bench: Bench) -> None:
+    """What the campaign must not find can be found."""
+    shutil.rmtree(bench.place, ignore_errors=True)
+    calm = contents(bench.place.with_name("calm") / "results")
+    (records,) = (name for name in calm if name.endswith(".json"))
+    restore(calm | {records: calm[records][: len(calm[records]) // 2]}, bench.results)
+    run = CompletedProcess([], 0, "", "2 of 2 conditions, 6 of 6 records, 100 tokens/s, 0:00:00 left")
+    faults = bench.judge("", run, [], by_command=False).faults
+    assert any(fault.startswith("lost: 6 records were said to be done") for fault in faults)
 
 
 @pytest.mark.parametrize("fault", [KILL, "ENOSPC", SHORT])

@@ -176,12 +176,19 @@ class Bench:
         said = _SAID_DONE.findall(run.stderr)
         if said and there < len(self.truth.records) - int(said[-1][1]) + int(said[-1][0]):
             faults.append(f"lost: {said[-1][0]} records were said to be done, {there} are there")
+        faults += self._resume(by_command=by_command)
+        return Outcome(case, len(known), [*faults, *self.truth.faults(self.results), *lost(known, self.results)])
+
+    def _resume(self, *, by_command: bool) -> Iterator[str]:
         if by_command:
             again = self.study.run(self.scenario, self.results)
-            faults += [f"not resumed: {again.stderr[-500:]}"] if again.returncode else []
-        else:
+            if again.returncode:
+                yield f"not resumed: {again.stderr[-500:]}"
+            return
+        try:
             self.resumption.resume(self.results)
-        return Outcome(case, len(known), [*faults, *self.truth.faults(self.results), *lost(known, self.results)])
+        except DegradeError as refusal:
+            yield f"not resumed: {refusal}"
 
     def _run_with(self, case: Case) -> CompletedProcess[str]:
         short = f"{case.point.call} {case.point.index} {self.results}"
