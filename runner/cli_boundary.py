@@ -13,6 +13,7 @@ from runner.errors import DegradeError, SetupError
 
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 _MACHINE |= {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "[CUDA]: out of memory", "STATUS_ALLOC_FAILED")
 _SHOWN_CHARACTERS = 300
 
 
@@ -29,9 +30,16 @@ def first_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's own error, and torch's for GPU and CPU, which need no import of torch here."""
-    torch_says = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return isinstance(error, MemoryError) or torch_says or "DefaultCPUAllocator" in first_line(error)
+    """Whether memory ran out: Python's own error, torch's for GPU and CPU, and what the CUDA libraries say of it."""
+    if isinstance(error, MemoryError) or _is(error, "OutOfMemoryError"):
+        return True
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return any(words in said for words in _NO_MEMORY)
+
+
+def _is(error: BaseException, name: str) -> bool:
+    """Whether an error is of a kind of torch's, without importing torch."""
+    return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def foreseen(error: BaseException) -> DegradeError | None:
@@ -42,6 +50,11 @@ def foreseen(error: BaseException) -> DegradeError | None:
         return SetupError(
             "out of memory. Use a smaller generation.max_batch_size, dtype or model, or a larger machine; "
             "everything finished is saved"
+        )
+    if _is(error, "AcceleratorError"):
+        return SetupError(
+            f"the GPU failed: {first_line(error)}. Everything finished is saved: run the same command again. Should it "
+            "fail again, look at the card and its driver (nvidia-smi, dmesg)"
         )
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""

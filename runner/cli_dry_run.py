@@ -34,7 +34,7 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, f
         SpecError, SetupError: as the run itself would.
     """
     inputs = check(spec, spec_folder)
-    pasts, finished = _attend_cache(spec, inputs, results, force=force)
+    pasts, finished = _read_pasts(spec, inputs, results, force=force)
     pending = pending_conditions(all_conditions(spec), inputs.prompts, finished)
     console.print(_plan_table(spec, pending, len(inputs.prompts)))
     console.print(f"records to do: {sum(len(one.prompt_indices) for one in pending)}, finished: {len(finished)}")
@@ -55,7 +55,7 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, f
     _print_memory(spec, need, device, console)
 
 
-def _attend_cache(spec: Spec, inputs: TaskInputs, results: Path, *, force: bool) -> tuple[list[Past], set[Key]]:
+def _read_pasts(spec: Spec, inputs: TaskInputs, results: Path, *, force: bool) -> tuple[list[Past], set[Key]]:
     """What the results files say, and which of their records stay."""
     pasts, finished = list[Past](), set[Key]()
     for method in dict.fromkeys(sweep.method for sweep in spec.sweeps):

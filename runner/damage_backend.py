@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -12,11 +14,13 @@ from runner import model_memory, philox
 from runner.damage_digest import BLOCK as DIGEST_BLOCK
 from runner.damage_digest import coefficients_on, fingerprint
 from runner.damage_effect import ChangeSums, change_sums
-from runner.damage_methods import Baseline, ablation_threshold, bounds, damage, keep_baseline, restore
-from runner.spec_methods import Method, is_no_op
-from runner.target_tensor import Target
+from runner.damage_methods import FORMULAS, Baseline, WithBounds, bounds, damage, keep_baseline, restore
+from runner.spec_methods import METHODS, Method, is_no_op
+from runner.target_tensor import Target, UnitSet
 
 logger = logging.getLogger(__name__)
+
+WHOLE = UnitSet.of(1, 1, [0])  # a whole tensor as the kernels read it: one unit, chosen
 
 
 class DamageBackend(Protocol):
@@ -66,14 +70,16 @@ class TritonBackend:
         self.targets, self.baseline = targets, baseline
         self.device, self.dtype = targets[0].weight.device, targets[0].weight.dtype
         self._counts = [target.weight.numel() for target in targets]
-        self._bounds: Tensor | None = None
-        parts = [target.part for target in targets]
-        self._parts = any(part is not None for part in parts)
+        self._parts = any(target.units is not None for target in targets)
+        sets = [target.units or WHOLE for target in targets]
+        self._units = torch.cat([units.chosen for units in sets]).to(self.device, torch.uint8)
+        sizes = [units.size for units in sets]
+        first_units = [0, *accumulate(sizes[:-1])]
         sources, destinations = [t.data_ptr() for t in baseline], [t.weight.data_ptr() for t in targets]
         self._aligned = all(address % 16 == 0 for address in (*sources, *destinations))
         streams = [_signed(philox.stream_id("damage", target.name)) for target in targets]
-        selections = [(p.size, p.inner, p.start, p.stop, p.step) if p else (1, 1, 0, 1, 1) for p in parts]
-        self._rows = [sources, destinations, self._counts, [], streams, *map(list, zip(*selections, strict=True))]
+        inners = [units.inner for units in sets]
+        self._rows = [sources, destinations, self._counts, [], streams, sizes, inners, first_units]
         self._tables, self._tiles = self._tabulate(4 * self._kernels.TILE)
         self._digest_tables, self._digest_tiles = self._tabulate(DIGEST_BLOCK)
 
@@ -84,25 +90,28 @@ class TritonBackend:
         owner = torch.repeat_interleave(torch.arange(len(tiles), dtype=torch.int32), tiles)
         return torch.tensor(rows, dtype=torch.int64, device=self.device), owner.to(self.device)
 
+    @cached_property
+    def _bounds(self) -> Tensor:
+        """The least and the greatest undamaged weight of each target, float64 [targets, 2]."""
+        found = [bounds(target, original) for target, original in zip(self.targets, self.baseline, strict=True)]
+        return torch.tensor(found, dtype=torch.float64, device=self.device)
+
     def damage(self, method: Method, level: float, seed: int) -> None:
         """Restore and damage in one pass: read the baseline, write the weights."""
         if is_no_op(method, level):
             restore(self.targets, self.baseline)
             return
-        if method == "uni_quant" and self._bounds is None:
-            found = [bounds(target, original) for target, original in zip(self.targets, self.baseline, strict=True)]
-            self._bounds = torch.tensor(found, dtype=torch.float64, device=self.device)
-        quantise, ablate = method == "uni_quant", method == "ablation"
+        formula = FORMULAS[method]
         with torch.cuda.device(self.device):
             self._kernels.damage[(len(self._tiles),)](
                 self._tables,
+                self._units,
                 self._tiles,
-                self._bounds if quantise else self._tables,
+                self._bounds if isinstance(formula, WithBounds) else self._tables,
                 seed,
-                0.0 if quantise else float(level),
-                ablation_threshold(level) - 1 if ablate else 0,
-                float(level - 1) if quantise else 1.0,
-                METHOD=self._kernels.BRANCHES.index(method),
+                formula.parameter(level),
+                METHOD=method,
+                DRAWS=METHODS[method].draws,
                 TYPE=self._kernels.TYPES[self.dtype],
                 TENSORS=len(self.targets),
                 PARTS=self._parts,
@@ -135,6 +144,7 @@ class TritonBackend:
         with torch.cuda.device(self.device):
             self._kernels.sums[(len(self._tiles),)](
                 self._tables,
+                self._units,
                 self._tiles,
                 partial,
                 TYPE=self._kernels.TYPES[self.dtype],

@@ -51,14 +51,14 @@ def evidence(targets: Sequence[Target], sums: ChangeSums, *, count_values: bool)
 
 
 def change_sums(targets: Sequence[Target], baseline: Sequence[Tensor]) -> ChangeSums:
-    """The sums in float64; only the weights of a target's part can differ, and only they count."""
+    """The sums in float64; only the weights of a target's units can differ, and only they count."""
     total = torch.zeros(4, dtype=torch.float64)
     for target, original in zip(targets, baseline, strict=True):
         for first, kept, now in blocks(original, target.weight):
             before = kept.to(now.device)
             squared = before.double().square()
-            if target.part is not None:
-                squared = squared * target.part.select(first, before.numel(), before.device)
+            if target.units is not None:
+                squared = squared * target.units.select(first, before.numel(), before.device)
             found = [
                 (before != now).sum(),
                 ((before != 0) & (now == 0)).sum(),
@@ -80,6 +80,6 @@ def distinct_values(target: Target) -> int:
     """How many different numbers the weights of a target are."""
     found = torch.empty(0, dtype=target.weight.dtype, device=target.weight.device)
     for first, _, now in blocks(target.weight, target.weight):
-        chosen = now if target.part is None else now[target.part.select(first, now.numel(), now.device)]
+        chosen = now if target.units is None else now[target.units.select(first, now.numel(), now.device)]
         found = torch.unique(torch.cat([found, torch.unique(chosen)]))
     return found.numel()

@@ -1,9 +1,9 @@
 """Damage, digest and sums on CUDA in Triton: one pass over a whole group, bit for bit what NumPy and PyTorch give.
 
 A launch covers all tensors of a group. `tables` [rows, tensors] int64 says of each tensor: address of its baseline,
-address of its weights, count, first tile, stream, and size, inner, start, stop and step of its part. Each program
-looks up which tensor its tile is of. Offsets are 64-bit, multiplications and additions are never fused, the square
-root is correctly rounded.
+address of its weights, count, first tile, stream, then size and inner of its units and where they begin in `units`
+[all units] uint8, which says of each whether it is damaged. Each program looks up which tensor its tile is of. Offsets
+are 64-bit, multiplications and additions are never fused, the square root is correctly rounded.
 """
 
 import torch
@@ -11,10 +11,8 @@ import triton
 import triton.language as tl
 
 from runner.philox_kernels import philox
-from runner.spec_methods import Method
 
 TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
-BRANCHES: tuple[Method, ...] = ("mult_gauss", "ablation", "uni_quant")  # their indices are METHOD in the kernel
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
 
@@ -80,21 +78,51 @@ def _tile(tables, tensor_of_tile, TENSORS: tl.constexpr, WEIGHTS: tl.constexpr):
 
 
 @triton.jit
-def _selected(flat, tables, tensor, TENSORS: tl.constexpr):
+def _selected(flat, tables, units, tensor, TENSORS: tl.constexpr):
+    """Whether the weights at these flat indices belong to chosen units."""
     size = tl.load(tables + 5 * TENSORS + tensor)
     inner = tl.load(tables + 6 * TENSORS + tensor)
-    start = tl.load(tables + 7 * TENSORS + tensor)
-    stop = tl.load(tables + 8 * TENSORS + tensor)
-    step = tl.load(tables + 9 * TENSORS + tensor)
-    along = flat // inner % size
-    return (along >= start) & (along < stop) & ((along - start) % step == 0)
+    first_unit = tl.load(tables + 7 * TENSORS + tensor)
+    return tl.load(units + first_unit + flat // inner % size) != 0
 
 
-@triton.jit(do_not_specialize=["seed", "last_ablated"])
+@triton.jit
+def _drawn(first, stream, seed, DRAWS: tl.constexpr, TILE: tl.constexpr):
+    """Words or normals of a tile's weights, [TILE, 4]."""
+    block = first // 4  # the first counter; a tile never crosses a multiple of 2**32
+    zero = tl.zeros((TILE,), tl.uint32)
+    key = seed.to(tl.int64)
+    w0, w1, w2, w3 = philox(
+        block.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32), zero + (block >> 32).to(tl.uint32),
+        zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32),
+        key.to(tl.uint32), (key >> 32).to(tl.uint32),
+    )  # fmt: skip
+    if DRAWS == "words":
+        drawn = _columns(w0, w1, w2, w3)
+    else:
+        z0, z1 = _normal_pair(w0, w1)
+        z2, z3 = _normal_pair(w2, w3)
+        drawn = _columns(z0, z1, z2, z3)
+    return drawn
+
+
+@triton.jit
+def _quantised(weight, low, high, parameter):
+    span = high - low
+    most = tl.full((), 1.0, tl.float64) * parameter
+    step = span / most
+    index = (weight.to(tl.float64) - low) * most / span
+    index = (index + 6755399441055744.0) - 6755399441055744.0  # round half to even
+    index = tl.minimum(tl.maximum(index, 0.0), most)
+    value = tl.where(index == most, high.to(tl.float32), (index * step + low).to(tl.float32))
+    return tl.where(span == 0.0, weight, value.to(weight.dtype))
+
+
+@triton.jit(do_not_specialize=["seed", "parameter"])
 def damage(
-    tables, tensor_of_tile, bounds, seed, sigma, last_ablated, levels,
-    METHOD: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr, ALIGNED: tl.constexpr,
-    TILE: tl.constexpr,
+    tables, units, tensor_of_tile, bounds, seed, parameter,
+    METHOD: tl.constexpr, DRAWS: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, 4 * TILE)
     # A row per counter, so that the four weights of a counter meet their words in the registers of one thread.
@@ -105,36 +133,17 @@ def damage(
     if ALIGNED:
         source, destination = tl.multiple_of(source, 16), tl.multiple_of(destination, 16)
     weight = tl.load(source + offset, mask=inside, other=0.0)
-    if METHOD == 2:
-        low = tl.load(bounds + 2 * tensor)
-        high = tl.load(bounds + 2 * tensor + 1)
-        span = high - low
-        most = tl.full((), 1.0, tl.float64) * levels
-        step = span / most
-        index = (weight.to(tl.float64) - low) * most / span
-        index = (index + 6755399441055744.0) - 6755399441055744.0  # round half to even
-        index = tl.minimum(tl.maximum(index, 0.0), most)
-        value = tl.where(index == most, high.to(tl.float32), (index * step + low).to(tl.float32))
-        damaged = tl.where(span == 0.0, weight, value.to(TYPE))
-    else:
-        block = first // 4  # the first counter; a tile never crosses a multiple of 2**32
-        stream = tl.load(tables + 4 * TENSORS + tensor)
-        zero = tl.zeros((TILE,), tl.uint32)
-        key = seed.to(tl.int64)
-        w0, w1, w2, w3 = philox(
-            block.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32), zero + (block >> 32).to(tl.uint32),
-            zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32),
-            key.to(tl.uint32), (key >> 32).to(tl.uint32),
-        )  # fmt: skip
-        if METHOD == 0:
-            z0, z1 = _normal_pair(w0, w1)
-            z2, z3 = _normal_pair(w2, w3)
-            scaled = _columns(z0, z1, z2, z3) * sigma
-            damaged = (weight.to(tl.float32) * (scaled + 1.0)).to(TYPE)
-        else:
-            damaged = tl.where(_columns(w0, w1, w2, w3) <= last_ablated.to(tl.uint32), 0.0, weight)
+    if DRAWS != "nothing":
+        drawn = _drawn(first, tl.load(tables + 4 * TENSORS + tensor), seed, DRAWS, TILE)
+    if METHOD == "mult_gauss":
+        damaged = weight.to(tl.float32) * (drawn * parameter + 1.0)
+    elif METHOD == "ablation":
+        damaged = tl.where(drawn <= parameter.to(tl.uint32), 0.0, weight)
+    elif METHOD == "uni_quant":
+        damaged = _quantised(weight, tl.load(bounds + 2 * tensor), tl.load(bounds + 2 * tensor + 1), parameter)
+    damaged = damaged.to(TYPE)
     if PARTS:
-        damaged = tl.where(_selected(first + offset, tables, tensor, TENSORS), damaged, weight)
+        damaged = tl.where(_selected(first + offset, tables, units, tensor, TENSORS), damaged, weight)
     tl.store(destination + offset, damaged, mask=inside)
 
 
@@ -156,7 +165,7 @@ def fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr, 
 
 
 @triton.jit
-def sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
+def sums(tables, units, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
           WEIGHTS: tl.constexpr):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, WEIGHTS)
     flat = first + tl.arange(0, WEIGHTS)
@@ -168,7 +177,7 @@ def sums(tables, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.conste
     change = now.to(tl.float64) - before.to(tl.float64)
     original = before.to(tl.float64)
     if PARTS:
-        original = tl.where(_selected(flat, tables, tensor, TENSORS), original, 0.0)
+        original = tl.where(_selected(flat, tables, units, tensor, TENSORS), original, 0.0)
     out = partial + tl.program_id(0).to(tl.int64) * 4
     tl.store(out, tl.sum((before != now).to(tl.float64), 0))
     tl.store(out + 1, tl.sum(((before != 0.0) & (now == 0.0)).to(tl.float64), 0))

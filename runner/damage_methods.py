@@ -1,18 +1,19 @@
-"""The three methods, the baseline in memory, and damage in place.
+"""The formula of each method, the baseline in memory, and damage in place.
 
 Damage is computed in float32 from the baseline, rounded once to the dtype of the weights, and written into the storage
 that the model already uses. It is a pure function of baseline, method, level, seed and tensor name. What stands here is
-plain and runs on every device; `kernels` does the same, bit for bit, in one pass on CUDA.
+plain and runs on every device; `damage_kernels` does the same, bit for bit, in one pass on CUDA.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from runner import philox
-from runner.spec_methods import Method, is_no_op
+from runner.spec_methods import METHODS, Draws, Method, is_no_op
 from runner.target_tensor import Target
 
 BLOCK = 2**24  # weights at a time: bounds the memory that damage needs beside the model
@@ -41,25 +42,33 @@ def damage(targets: Sequence[Target], baseline: Baseline, method: Method, level:
         return
     with torch.no_grad():
         for target, original in zip(targets, baseline, strict=True):
-            if method == "uni_quant":
-                _quantise(target, original, int(level))
-            else:
-                _randomise(target, original, method, level, seed)
+            damaged = _of_target(target, original, method, level, seed)
+            for first, kept, destination in blocks(original, target.weight):
+                source = kept.to(destination.device)
+                _write(target, first, source, damaged(first, source), destination)
 
 
-def ablation_threshold(probability: float) -> int:
-    """The words below which a weight is ablated: u = word / 2**32 < p, decided on integers without rounding."""
-    return math.ceil(probability * 2**32)
+def _of_target(
+    target: Target, original: Tensor, method: Method, level: float, seed: int
+) -> Callable[[int, Tensor], Tensor]:
+    """From the flat index at which a block of the target starts, and its weights, to the damaged ones."""
+    formula, draws = FORMULAS[method], METHODS[method].draws
+    parameter = formula.parameter(level)
+    if isinstance(formula, WithBounds):
+        extremes = bounds(target, original)
+        return lambda _, weights: formula.damaged(weights, extremes, parameter)
+    stream = philox.stream_id("damage", target.name)
+    return lambda first, weights: formula.damaged(weights, _drawn(draws, seed, stream, first, weights), parameter)
 
 
 def bounds(target: Target, original: Tensor) -> tuple[float, float]:
     """The least and the greatest undamaged weight of a target."""
-    if target.part is None:
+    if target.units is None:
         low, high = original.aminmax()
         return float(low), float(high)
     found = []
     for first, source, _ in blocks(original, target.weight):
-        chosen = source[target.part.select(first, source.numel(), source.device)]
+        chosen = source[target.units.select(first, source.numel(), source.device)]
         if chosen.numel():
             found.append(torch.stack(chosen.aminmax()))
     low, high = torch.stack(found).amin(dim=0)[0], torch.stack(found).amax(dim=0)[1]
@@ -74,48 +83,73 @@ def blocks(original: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor, Tens
 
 
 def _write(target: Target, first: int, source: Tensor, damaged: Tensor, destination: Tensor) -> None:
-    """Round once and store; what is not of the target's part stays as it was."""
+    """Round once and store; what is not of the target's units stays as it was."""
     damaged = damaged.to(destination.dtype)
-    if target.part is not None:
-        chosen = target.part.select(first, source.numel(), source.device)
+    if target.units is not None:
+        chosen = target.units.select(first, source.numel(), source.device)
         damaged = torch.where(chosen, damaged, source)
     destination.copy_(damaged)
 
 
-def _randomise(target: Target, original: Tensor, method: Method, level: float, seed: int) -> None:
-    stream = philox.stream_id("damage", target.name)
-    for first, kept, destination in blocks(original, target.weight):
-        source, count = kept.to(destination.device), kept.numel()
-        if method == "mult_gauss":
-            z = torch.from_numpy(philox.normals(seed, stream, first, count)).to(source.device)
-            damaged = multiply_gauss(source.float(), z, level)
-        else:
-            words = torch.from_numpy(philox.words(seed, stream, first, count)).to(source.device)
-            damaged = source.masked_fill(words.to(torch.int64) < ablation_threshold(level), 0.0)
-        _write(target, first, source, damaged, destination)
+def _drawn(draws: Draws, seed: int, stream: int, first: int, weights: Tensor) -> Tensor:
+    """What is drawn for the weights of a block: normals [count] float32, words [count] int64, or nothing [0]."""
+    if draws == "nothing":
+        return weights.new_empty(0)
+    draw = philox.normals if draws == "normals" else philox.words
+    drawn = torch.from_numpy(draw(seed, stream, first, weights.numel())).to(weights.device)
+    return drawn.to(torch.int64) if draws == "words" else drawn
 
 
-def multiply_gauss(weight: Tensor, z: Tensor, sigma: float) -> Tensor:
+@frozen
+class Elementwise:
+    """A method that makes of each weight, and what is drawn for it, the damaged one."""
+
+    damaged: Callable[[Tensor, Tensor, float], Tensor]  # of weights, what is drawn for them, and the parameter
+    parameter: Callable[[float], float]  # from a level to the number that formula and kernel compute with
+
+
+@frozen
+class WithBounds:
+    """A method that draws nothing and has to know the least and the greatest weight of a target."""
+
+    damaged: Callable[[Tensor, tuple[float, float], float], Tensor]  # of weights, their bounds and the parameter
+    parameter: Callable[[float], float]
+
+
+def multiply_gauss(weights: Tensor, z: Tensor, sigma: float) -> Tensor:
     """Weight times (1 + sigma z) in float32: three operations, each rounded, none fused."""
     scaled = z * torch.tensor(sigma, dtype=torch.float32, device=z.device)
-    return weight * (scaled + 1.0)
+    return weights.float() * (scaled + 1.0)
 
 
-def _quantise(target: Target, original: Tensor, levels: int) -> None:
-    """Replace every weight by the nearest of `levels` equally spaced values from the least to the greatest.
+def ablate(weights: Tensor, words: Tensor, last: float) -> Tensor:
+    """Zero where the word is at most `last`."""
+    return weights.masked_fill(words <= last, 0.0)
+
+
+def last_ablated(probability: float) -> int:
+    """The greatest word that ablates: u = word / 2**32 < p, decided on integers without rounding."""
+    return math.ceil(probability * 2**32) - 1
+
+
+def quantise(weights: Tensor, extremes: tuple[float, float], most: float) -> Tensor:
+    """The nearest of `most + 1` equally spaced values from the least to the greatest weight.
 
     Which value is nearest is decided in float64, the values themselves are float32 numbers. Of two equally near values
     the one of even index is taken.
     """
-    low, high = bounds(target, original)
+    low, high = extremes
     if low == high:
-        target.weight.copy_(original)
-        return
-    most, step = levels - 1, (high - low) / (levels - 1)
+        return weights
+    step = (high - low) / most
     # A tensor, since a division by a number is a multiplication by its reciprocal on CUDA, and not exact.
-    span = torch.tensor(high - low, dtype=torch.float64, device=target.weight.device)
-    for first, kept, destination in blocks(original, target.weight):
-        source = kept.to(destination.device)
-        index = ((source.double() - low) * most / span).round().clamp_(0, most)
-        value = (index * step + low).float()
-        _write(target, first, source, torch.where(index == most, high, value), destination)
+    span = torch.tensor(high - low, dtype=torch.float64, device=weights.device)
+    index = ((weights.double() - low) * most / span).round().clamp_(0, most)
+    return torch.where(index == most, high, (index * step + low).float())
+
+
+FORMULAS: dict[Method, Elementwise | WithBounds] = {
+    "mult_gauss": Elementwise(multiply_gauss, parameter=float),
+    "ablation": Elementwise(ablate, parameter=last_ablated),
+    "uni_quant": WithBounds(quantise, parameter=lambda levels: float(levels - 1)),
+}

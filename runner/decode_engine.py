@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from attrs import frozen
 
+from runner.cli_boundary import is_out_of_memory
 from runner.decode_batch import Request, UnknownDecoderError
 from runner.decode_reference import TOLERANCES, Trace, equal_bits, relative_difference, trace
 from runner.decode_step import DecodeState
@@ -56,9 +57,10 @@ def select_engine(decoder: DecodeState, requests: Sequence[Request]) -> EngineCh
             _compare(found, expected, TOLERANCES[decoder.logits.dtype])
             if not equal_bits(found, trace(decoder, requests)):
                 raise DisagreementError("the same steps gave other bits when they were repeated")  # noqa: TRY301
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; said below, and in the sidecar
+        except Exception as error:
+            if is_out_of_memory(error):  # which fewer rows mend, and a slower engine does not
+                raise
+            # A compiler can fail in any way; it is said below, and in the sidecar.
             notes.append(f"{name}: {error}".splitlines()[0])
             expectable = isinstance(error, UnknownDecoderError)
             logger.log(logging.INFO if expectable else logging.WARNING, "not decoding the fast way: %s", notes[-1])

@@ -22,10 +22,18 @@ from runner.report_statistics import PER_MODEL
 from runner.results_layout import Record
 from runner.spec import find_shipped
 from runner.spec_methods import METHODS
-from runner.task_prompts import Prompt, load_prompts, prefill_step
+from runner.task_prompts import Prompt, load_prompts, read_prompts
 
 FALLING = [name for name, method in METHODS.items() if not method.rises]
-UNSEEDED = [name for name, method in METHODS.items() if not method.random]
+# Levels whose damaged weights do not depend on a seed.
+UNSEEDED = pl.any_horizontal(
+    *(pl.col("method") == name for name, method in METHODS.items() if not method.random),
+    *(
+        (pl.col("method") == name) & (pl.col("level") == method.neutral)
+        for name, method in METHODS.items()
+        if method.neutral is not None
+    ),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +42,7 @@ KEPT = ("repeat_index", "seed", "prompt_id", "prompt_text", "output", "finish_re
 _LEVEL = ("run", "sweep", "damage")
 _LABELS = ("run", "sweep", "method", "group", "level", "damage", "repeat_index", "prompt_id")
 
-Request = tuple[Record, Prompt | None, Sequence[Sequence[str]]]
+ToMeasure = tuple[Record, Prompt | None, Sequence[Sequence[str]]]
 Numbers = dict[str, float | None]
 
 
@@ -54,7 +62,7 @@ def measure_records(files: Mapping[Path, Sequence[Record]], prompts: Path | None
 
 def measure_rows(rows: Sequence[Row], prompts: Path | None = None) -> pl.DataFrame:
     """`measure_records` of rows whose runs are known."""
-    measured = _in_parallel(list(_questions(rows, _known_prompts(prompts))))
+    measured = _in_parallel(list(_to_measure(rows, _known_prompts(prompts))))
     cells = [
         {
             "run": row.run,
@@ -84,7 +92,7 @@ def _known_prompts(own: Path | None) -> dict[str, Prompt]:
     shipped = find_shipped("prompts")
     known: dict[str, Prompt] = {}
     modules = (
-        [] if own is None else [prefill_step(path) for path in (sorted(own.glob("*.py")) if own.is_dir() else [own])]
+        [] if own is None else [read_prompts(path) for path in (sorted(own.glob("*.py")) if own.is_dir() else [own])]
     )
     for prompts in (*modules, *(load_prompts(path.stem, shipped) for path in sorted(shipped.glob("*.py")))):
         for prompt in prompts:
@@ -92,7 +100,7 @@ def _known_prompts(own: Path | None) -> dict[str, Prompt]:
     return known
 
 
-def _questions(rows: Sequence[Row], known: Mapping[str, Prompt]) -> Iterator[Request]:
+def _to_measure(rows: Sequence[Row], known: Mapping[str, Prompt]) -> Iterator[ToMeasure]:
     """Each record with its prompt and with the answers of the other prompts of its run and category."""
     asked: dict[str, dict[str, None]] = defaultdict(dict)  # in order
     for row in rows:
@@ -124,15 +132,15 @@ def _rivals(prompt: Prompt, others: Sequence[Prompt]) -> tuple[tuple[str, ...], 
     )
 
 
-def _in_parallel(requests: Sequence[Request]) -> list[Numbers]:
+def _in_parallel(records: Sequence[ToMeasure]) -> list[Numbers]:
     """The measures of all records, on all cores.
 
     Raises:
         SetupError: a worker was ended from outside, by a lack of memory for instance.
     """
-    chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
+    chunks = [records[start : start + CHUNK] for start in range(0, len(records), CHUNK)]
     workers = min(os.cpu_count() or 1, len(chunks))
-    logger.info("measuring %d texts", len(requests))
+    logger.info("measuring %d texts", len(records))
     if workers <= 1:
         return [numbers for chunk in chunks for numbers in measure_all(chunk)]
     # Spawned: a fork would take along the threads of polars and torch in whatever state they are.
@@ -147,7 +155,7 @@ def _in_parallel(requests: Sequence[Request]) -> list[Numbers]:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[Request]]) -> list[Future[list[Numbers]]]:
+def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[ToMeasure]]) -> list[Future[list[Numbers]]]:
     """Hand out the chunks, to workers that do not see Ctrl-C: a terminal sends it to all, and one of us answers it.
 
     A worker inherits what the main thread blocks. Its start is not interrupted, or it would complain that its
@@ -231,9 +239,8 @@ def tidy(table: pl.DataFrame) -> pl.DataFrame:
     )
     of_texts = [name for name in names if name not in PER_MODEL]
     long = once.unpivot(of_texts, index=_LABELS, variable_name="metric").drop_nulls("value")
-    unseeded = pl.col("method").is_in(UNSEEDED) | (pl.col("level") == 0)
     model = (
-        pl.when(unseeded)
+        pl.when(UNSEEDED)
         .then(pl.lit(""))
         .otherwise(pl.coalesce("weights_digest", pl.col("repeat_index").cast(pl.String)))
     )

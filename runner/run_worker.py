@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
-import torch
 from attrs import evolve
 
 from runner import model_memory
+from runner.cli_boundary import is_out_of_memory
 from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape, Completion, Request
 from runner.decode_scheduler import BatchScheduler, FinishedBatch
@@ -74,15 +74,13 @@ class Worker:
         """
         self._scheduler = None  # its memory is needed
         model_memory.release()
-        try:
-            self._scheduler = make_scheduler(self._context, shape)
+        with _too_many_rows():
+            scheduler = make_scheduler(self._context, shape)
             if self._start is None:
-                self._start = start_check(self._context, self._scheduler)
+                self._start = start_check(self._context, scheduler)
             else:
-                self._scheduler.use(self._start.engine)
-        except torch.OutOfMemoryError as error:
-            self._scheduler = None
-            raise DeviceMemoryError from error
+                scheduler.use(self._start.engine)
+        self._scheduler = scheduler
         return self._start
 
     def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[AnswerBatch]:
@@ -108,12 +106,10 @@ class Worker:
                 yield [evolve(ask(context, one.prompt_index, one.condition.seed), id=one) for one in unit.requests]
 
         told = 0
-        try:
+        with _too_many_rows():
             for ended in scheduler.answers(damaged_models()):
                 yield self._batch(reports, told, ended)
                 told = max(told, ended.unit + 1)
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError from error
 
     def _damage(self, unit: WorkUnit) -> DamageReport:
         """Bring the model into the condition of a unit and say what that did."""
@@ -160,3 +156,14 @@ class Worker:
         return Answer(
             id=completion.id, text=text, tokens=len(completion.token_ids), finish_reason=completion.finish_reason
         )
+
+
+@contextmanager
+def _too_many_rows() -> Iterator[None]:
+    """Tell of memory that ran out in whatever words, so that fewer rows can be tried."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError from error
+        raise

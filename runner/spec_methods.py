@@ -6,6 +6,7 @@ from typing import Literal
 from attrs import frozen
 
 Method = Literal["mult_gauss", "ablation", "uni_quant"]
+Draws = Literal["normals", "words", "nothing"]  # one for each weight; words are uniform 32-bit integers
 Spacing = Literal["linear", "geometric"]  # geometric levels are rounded to whole numbers
 
 Damage = tuple[str, Method, float, int]  # group, method, level, seed: what damaged weights are made of
@@ -22,9 +23,14 @@ class DamageMethod:
     neutral: float | None  # the level that leaves every weight as it is
     spacing: Spacing
     rises: bool  # whether a higher level is more damage
-    random: bool  # whether repeats differ
+    draws: Draws
     axis: str  # of a figure
     discrete: bool = False  # whether the damaged weights have few distinct values, worth counting
+
+    @property
+    def random(self) -> bool:
+        """Whether repeats differ."""
+        return self.draws != "nothing"
 
 
 METHODS: dict[Method, DamageMethod] = {
@@ -34,7 +40,7 @@ METHODS: dict[Method, DamageMethod] = {
         neutral=0.0,
         spacing="linear",
         rises=True,
-        random=True,
+        draws="normals",
         axis="noise, sigma",
     ),
     "ablation": DamageMethod(
@@ -43,7 +49,7 @@ METHODS: dict[Method, DamageMethod] = {
         neutral=0.0,
         spacing="linear",
         rises=True,
-        random=True,
+        draws="words",
         axis="ablated, probability",
     ),
     "uni_quant": DamageMethod(
@@ -52,7 +58,7 @@ METHODS: dict[Method, DamageMethod] = {
         neutral=None,
         spacing="geometric",
         rises=False,
-        random=False,
+        draws="nothing",
         axis="quantisation levels",
         discrete=True,
     ),

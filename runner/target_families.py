@@ -41,7 +41,7 @@ class WeightLocation:
                 f"{self.name} {list(weight.shape)} does not fall into {self.repeats} x {self.size} equal parts, "
                 "as the model's configuration says"
             )
-        return Target(self.name, weight, UnitSet(size=self.size, inner=inner, start=self.start, stop=self.stop))
+        return Target(self.name, weight, UnitSet.of(self.size, inner, range(self.start, self.stop)))
 
 
 InLayer = dict[Component, WeightLocation]

@@ -1,4 +1,4 @@
-"""From the selection of a sweep to the exact tensors of a model, and parts of fused ones.
+"""From the selection of a sweep to the exact tensors of a model, and the units of each.
 
 A group means the text decoder, unless it says otherwise: the vision tower of a multimodal model has tensors whose names
 end alike (27 more value projections in Gemma 3 4B), and a search by suffix would hit them too.
@@ -16,7 +16,7 @@ from attrs import evolve
 from runner.errors import SpecError
 from runner.spec_targets import BUILT_IN, Group, Selection, layers_in
 from runner.target_families import FAMILIES, WeightLocation
-from runner.target_tensor import Target, UnitSet
+from runner.target_tensor import Target
 
 Named = Mapping[str, torch.nn.Parameter]
 
@@ -39,7 +39,7 @@ def resolve_targets(model: Any, selection: Selection) -> tuple[Target, ...]:
         vision = selection.definition is not None and selection.definition.tower == "vision"
         found = _in_layers(model, found, selection.layers, f"{selection.key}.layers", vision=vision)
     order = {name: index for index, name in enumerate([*text_of(model), *head_of(model), *vision_of(model)])}
-    merged = [_merged(name, [target for target in found if target.name == name]) for name in {t.name for t in found}]
+    merged = [_merged([target for target in found if target.name == name]) for name in {t.name for t in found}]
     return _copies(model, sorted(merged, key=lambda target: order[target.name]), selection)
 
 
@@ -187,19 +187,15 @@ def _in_layers(model: Any, targets: Iterable[Target], layers: str, key: str, *, 
     return found
 
 
-def _merged(name: str, targets: Sequence[Target]) -> Target:
-    """One target for what was chosen of one tensor, since a tensor is damaged as a whole or in one part."""
-    first = targets[0]
-    parts = [target.part for target in targets if target.part is not None]
-    if len(parts) < len(targets):
-        return evolve(first, part=None)
-    chosen = sorted({index for part in parts for index in range(part.start, part.stop, part.step)})
-    step = chosen[1] - chosen[0] if len(chosen) > 1 else 1
-    if chosen != list(range(chosen[0], chosen[-1] + 1, step)):
-        raise SpecError(f"{name}: the chosen parts of this fused tensor are not adjacent; give each a sweep of its own")
-    whole = len(chosen) == parts[0].size
-    union = UnitSet(size=parts[0].size, inner=parts[0].inner, start=chosen[0], stop=chosen[-1] + 1, step=step)
-    return evolve(first, part=None if whole else union)
+def _merged(targets: Sequence[Target]) -> Target:
+    """One target for all that was chosen of one tensor."""
+    sets = [target.units for target in targets if target.units is not None]
+    if len(sets) < len(targets):
+        return evolve(targets[0], units=None)
+    if len({(units.size, units.inner) for units in sets}) > 1:
+        raise AssertionError(f"{targets[0].name}: units of several sizes")
+    chosen = torch.stack([units.chosen for units in sets]).any(dim=0)
+    return evolve(targets[0], units=None if chosen.all() else evolve(sets[0], chosen=chosen))
 
 
 def _copies(model: Any, targets: Sequence[Target], selection: Selection) -> tuple[Target, ...]:

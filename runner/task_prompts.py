@@ -78,7 +78,7 @@ def load_prompts(name: str, spec_folder: Path) -> tuple[Prompt, ...]:
     return _checked(path, _execute(path))
 
 
-def prefill_step(path: Path) -> tuple[Prompt, ...]:
+def read_prompts(path: Path) -> tuple[Prompt, ...]:
     """The prompts of one module, named by its path.
 
     Raises:

@@ -243,7 +243,7 @@ def test_whole_tensor_groups_and_refusals(case: str) -> None:
     for group, weights in wanted.items():
         targets = targets_of(model, group)
         assert sorted(id(t.weight) for t in targets) == sorted(map(id, weights)), group
-        assert all(target.part is None for target in targets)
+        assert all(target.units is None for target in targets)
     for group, refused in (("reference_attn", True), ("mlp_gate", not gated(case))):
         if refused:
             with pytest.raises(SpecError, match=f"group {group}: "):

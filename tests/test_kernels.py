@@ -3,14 +3,21 @@
 import pytest
 from helpers import output_of
 
+from runner.spec_methods import METHODS
+
 
 @pytest.mark.slow
 def test_kernels_equal_the_plain_path() -> None:
     """Damage, parts of fused tensors, fingerprints and sums are bit for bit those of NumPy and PyTorch."""
     # The interpreter, which is chosen when triton is imported, cuts bfloat16 off where the hardware rounds, so only
     # float32 and float16 are compared.
-    compared = output_of("damage_kernels", TRITON_INTERPRET="1").strip()
-    assert compared == f"compared {2 * 6 * 2 * (33 * 17 + 5 * 129 + 7 * 3 + 4 * 6 * 8)}"
+    assert output_of("damage_kernels", TRITON_INTERPRET="1").split() == ["methods", *METHODS]
+
+
+@pytest.mark.slow
+def test_kernels_damage_any_units() -> None:
+    """Units in any combination, by every method, with evidence and counts: what a plain mask says."""
+    assert output_of("damage_units", TRITON_INTERPRET="1").strip() == "checked"
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from runner.errors import SpecError
 from runner.spec import Generation, Image, Model, Perplexity, Run, Spec, dump_toml, find_spec, load_spec, to_tables
+from runner.spec_methods import METHODS
 from runner.spec_sweep import Sweep
 from runner.spec_targets import BUILT_IN, Group
 from runner.task_prompts import check_files
@@ -269,6 +270,7 @@ def test_task_specs_hold_the_five_sweeps_of_the_reference_study(name: str) -> No
 
 
 LEVELS = {"mult_gauss": st.floats(0, 1e300), "ablation": st.floats(0, 1), "uni_quant": st.integers(2, 2**24).map(float)}
+assert LEVELS.keys() == METHODS.keys(), "every method is tried"
 TEXTS = st.text(min_size=1)
 WORDS = st.text("aZ09é_-.", min_size=1).filter(lambda word: word.strip("._-"))
 COUNTS = st.integers(1, 2**40)

@@ -35,9 +35,10 @@ def group(dtype: torch.dtype) -> list[Target]:
         *targets,
         Target("shifted", shifted),
         Target("constant", torch.full((33,), 0.7, dtype=dtype, device="cuda")),
-        Target("columns", columns, UnitSet(size=288, inner=1, start=192, stop=288)),
-        Target("rows", columns.clone(), UnitSet(size=96, inner=288, start=10, stop=20)),
-        Target("even", experts, UnitSet(size=64, inner=1, start=0, stop=64, step=2)),
+        Target("columns", columns, UnitSet.of(288, 1, range(192, 288))),
+        Target("rows", columns.clone(), UnitSet.of(96, 288, range(10, 20))),
+        Target("even", experts, UnitSet.of(64, 1, range(0, 64, 2))),
+        Target("scattered", experts.clone(), UnitSet.of(24, 1024, (0, 1, 5, 17, 23))),
     ]
 
 
@@ -49,7 +50,7 @@ def test_kernels_equal_the_cpu(dtype: torch.dtype, condition: tuple[Method, floa
 
     method, level = condition
     on_gpu = group(dtype)
-    on_cpu = [Target(t.name, t.weight.cpu().contiguous(), t.part) for t in on_gpu]
+    on_cpu = [Target(t.name, t.weight.cpu().contiguous(), t.units) for t in on_gpu]
     ward = TritonBackend(on_gpu, keep_baseline(on_gpu, pinned=pinned))
     original = keep_baseline(on_cpu)
     for seed in (7, 2**40 + 1):
@@ -71,7 +72,7 @@ def test_the_plain_path_on_cuda_equals_the_cpu(condition: tuple[Method, float]) 
     """Where Triton is missing, PyTorch on the GPU gives the same bits."""
     method, level = condition
     on_gpu = group(torch.bfloat16)
-    on_cpu = [Target(t.name, t.weight.cpu().contiguous(), t.part) for t in on_gpu]
+    on_cpu = [Target(t.name, t.weight.cpu().contiguous(), t.units) for t in on_gpu]
     damage(on_gpu, keep_baseline(on_gpu), method, level, 11)
     damage(on_cpu, keep_baseline(on_cpu), method, level, 11)
     for gpu, cpu in zip(on_gpu, on_cpu, strict=True):

@@ -1,4 +1,4 @@
-"""Damage, digest and sums by the kernels, in Triton's interpreter, beside NumPy and PyTorch: prints how much agreed."""
+"""Damage, digest and sums by the kernels, in Triton's interpreter, beside NumPy and PyTorch: prints the methods."""
 
 import contextlib
 
@@ -9,22 +9,26 @@ from runner.damage_backend import TritonBackend
 from runner.damage_digest import fingerprint
 from runner.damage_effect import change_sums
 from runner.damage_methods import damage, keep_baseline
+from runner.spec_methods import METHODS
 from runner.target_tensor import Target, UnitSet
 
 kernels.TILE = 64  # small tiles make several of them
 torch.cuda.device = lambda _device: contextlib.nullcontext()  # the "GPU" of the interpreter is the CPU
 torch.manual_seed(0)
 compared = 0
+# Every method, whatever there will be, at all of these numbers that are levels of it.
+levels = (0.0, 0.3, 0.7, 1.0, 2, 1024)
+conditions = [(name, level) for name, method in METHODS.items() for level in levels if method.allows(level)]
+assert {name for name, _ in conditions} == METHODS.keys()
 for dtype in (torch.float32, torch.float16):
     weights = [torch.randn(33, 17), torch.randn(5, 129), torch.ones(7, 3), torch.randn(4, 6, 8)]
     weights = [weight.to(dtype) for weight in weights]
-    some = UnitSet(size=129, inner=1, start=43, stop=86)
-    parts = [None, some, None, UnitSet(size=8, inner=1, start=1, stop=8, step=2)]
+    some = UnitSet.of(129, 1, range(43, 86))
+    parts = [None, some, None, UnitSet.of(8, 1, range(1, 8, 2))]
     targets = [Target(f"t{i}", weight, part) for i, (weight, part) in enumerate(zip(weights, parts, strict=True))]
     baseline = keep_baseline(targets)
     ward = TritonBackend(targets, baseline)
-    conditions = [("mult_gauss", 0.0), ("mult_gauss", 0.7), ("ablation", 0.3), ("ablation", 1.0), ("uni_quant", 2)]
-    for method, level in [*conditions, ("uni_quant", 1024)]:
+    for method, level in conditions:
         for seed in (7, 2**33 + 5):
             ward.damage(method, level, seed)
             found = [weight.clone() for weight in weights]
@@ -38,4 +42,5 @@ for dtype in (torch.float32, torch.float16):
             assert (sums.changed, sums.zeroed) == (expected.changed, expected.zeroed)
             assert abs(sums.change_squared - expected.change_squared) <= 1e-9 * expected.change_squared
             assert abs(sums.original_squared - expected.original_squared) <= 1e-9 * expected.original_squared
-print("compared", compared)
+assert compared == 2 * len(conditions) * 2 * (33 * 17 + 5 * 129 + 7 * 3 + 4 * 6 * 8)
+print("methods", *METHODS)

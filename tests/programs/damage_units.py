@@ -1,0 +1,24 @@
+"""Any units damaged by the kernels, in Triton's interpreter, beside a plain mask."""
+
+import contextlib
+
+import torch
+from hypothesis import given, settings
+from test_units import Case, cases, check_backend
+
+from runner import damage_kernels
+from runner.damage_backend import TritonBackend
+
+damage_kernels.TILE = 64
+torch.cuda.device = lambda _device: contextlib.nullcontext()
+
+
+@settings(deadline=None, max_examples=20, derandomize=True, database=None)
+@given(case=cases())
+def check(case: Case) -> None:
+    """What a plain mask says."""
+    check_backend(TritonBackend, case)
+
+
+check()
+print("checked")
