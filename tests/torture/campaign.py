@@ -28,7 +28,7 @@ from torture.study import Scenario, lost, make_study, restore
 PROCESSES = 2
 BY_COMMAND = 3  # states of each scenario that the command itself resumes, with its model
 EVERY_BY_COMMAND = 4  # of so many cases of faults one is resumed by the command, the others from the records of its run
-SIGNALS, LONGEST = 100, 2.0  # how many, and after how many seconds at most
+SIGNALS = 100
 MEMORY = Path("/dev/shm")  # where an fsync costs nothing  # noqa: S108
 FAULT_SCENARIOS = ("new study", "--force", "older layout", "extends", "picture")
 WORDS = ("lost", "doubled", "different")
@@ -125,8 +125,10 @@ class Campaign:
             yield row(f"faults: {scenario.name}", list(pool.map(in_turn, enumerate(self.some(cases)))), start)
             if is_new:
                 start = time.monotonic()
+                done(self.study.run(scenario, place / "timed" / "results"))
+                longest = time.monotonic() - start
                 signals = (signal.SIGTERM, signal.SIGINT)
-                moments = [(signals[number % 2], self.random.uniform(0, LONGEST)) for number in range(SIGNALS)]
+                moments = [(signals[number % 2], self.random.uniform(0, longest)) for number in range(SIGNALS)]
                 found = list(pool.map(in_turn, enumerate(self.some(moments))))
                 yield row(f"SIGTERM and SIGINT: {scenario.name}", found, start)
 
