@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from runner.cli_parser import build_parser, build_report_parser, build_verify_parser
+from runner.cli_parser import build_check_parser, build_parser, build_report_parser, build_verify_parser
 from runner.errors import SetupError, SpecError, Terminated
 
 if TYPE_CHECKING:  # everything that takes its time is imported behind the boundary that `main` is
@@ -53,7 +53,7 @@ def _reopen_closed_streams() -> None:
 
 def _obey(arguments: list[str], place: list[Path]) -> int:
     """What the command does, from its arguments on."""
-    command = arguments[0] if arguments[:1] in (["verify"], ["report"]) else None
+    command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
     parser, work = COMMANDS[command]
     try:
         options = parser().parse_args(arguments[1:] if command else arguments)
@@ -109,6 +109,23 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if all(equal) else 1
 
 
+def _check(options: argparse.Namespace) -> int:
+    from runner import cli_console, results_check
+
+    cli_console.set_up_logging(options.log_level)
+    code = 0
+    for path in options.results:
+        try:
+            checked = results_check.check(path, cli_console.print_line)
+        except SetupError as error:
+            logger.error("%s", error)  # noqa: TRY400 - a sentence for the user; the other files are looked at as well
+            code = SetupError.exit_code
+        else:
+            cli_console.print_line(f"{path}: {checked}")
+            code = max(code, int(checked.faults > 0))
+    return code
+
+
 def _run(options: argparse.Namespace) -> int:
     from runner.env_container import check_results_stay
     from runner.env_provenance import versions
@@ -154,6 +171,7 @@ def _report(options: argparse.Namespace) -> int:
 COMMANDS = {
     None: (build_parser, _run),
     "verify": (build_verify_parser, _verify),
+    "check": (build_check_parser, _check),
     "report": (build_report_parser, _report),
 }
 

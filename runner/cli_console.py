@@ -20,7 +20,7 @@ from rich.progress import Progress as ProgressBar
 from runner.env_files import dated
 from runner.env_secrets import redact
 from runner.errors import SetupError
-from runner.results_layout import Record
+from runner.results_record import Record
 from runner.run_plan import Condition, PendingCondition
 
 logger = logging.getLogger(__name__)
@@ -55,17 +55,23 @@ def set_up_logging(level: str) -> None:
     logging.getLogger("runner").setLevel("DEBUG")
 
 
+def print_line(text: str) -> None:
+    """One line of output; what a terminal would obey or cannot show is escaped."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    sys.stdout.write(f"{redact(shown)}\n")
+
+
 class _LogFile(logging.FileHandler):
     """A log without which a run goes on: that it cannot be written is said once."""
 
-    said = False
+    told = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it so
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.said:
-            self.said = True
+        elif not self.told:
+            self.told = True
             logger.warning("%s: cannot be written: %s. The run goes on", self.baseFilename, error.strerror)
 
 

@@ -15,8 +15,9 @@ from runner.model_checkpoint import check_quantisation
 from runner.model_files import build_on_meta
 from runner.model_load import choose_device, load_config, locate
 from runner.results_guard import Past, past_of
-from runner.results_open import key_of, read_records, results_path
+from runner.results_open import each_record, results_path
 from runner.results_sidecar import read_sidecar
+from runner.results_summary import RecordSummary
 from runner.run_plan import Key, PendingCondition, all_conditions, pending_conditions
 from runner.run_resume import check_asked, check_past_settings, not_made_again, static_shape
 from runner.spec import Spec
@@ -60,13 +61,12 @@ def _read_pasts(spec: Spec, inputs: TaskInputs, results: Path, *, force: bool) -
     pasts, finished = list[Past](), set[Key]()
     for method in dict.fromkeys(sweep.method for sweep in spec.sweeps):
         path = results_path(results, method, spec.model.id, spec.suffix)
-        records = read_records(path)
-        if force:
-            records = not_made_again(records, [c for c in all_conditions(spec) if c.method == method])
-        pasts.append(past_of(path, records, read_sidecar(path) if records else {}))
-        finished |= {key_of(record) for record in records}
+        kept = not_made_again([c for c in all_conditions(spec) if c.method == method])
+        summary = RecordSummary.of(record for record in each_record(path) if not force or kept(record))
+        pasts.append(past_of(path, summary, read_sidecar(path) if summary.count else {}))
+        finished |= summary.keys
         if not force:
-            check_past_settings(pasts[-1], records, spec, inputs)
+            check_past_settings(pasts[-1], summary, spec, inputs)
     return pasts, finished
 
 

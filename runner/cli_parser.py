@@ -1,4 +1,4 @@
-"""The command lines of `degrade`, `degrade verify` and `degrade report`, and their help."""
+"""The command lines of `degrade` and its sub-commands `verify`, `check` and `report`, and their help."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING")
 DESCRIPTION = "Damage a language model on purpose, step by step, and record how its language breaks down."
 EPILOG = """\
 degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
+degrade check RESULT [RESULT ...]: is every record whole, and as the sidecar says; see degrade check --help
 degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
 
 exit codes: 0 done; 1 an error that nobody foresaw: two lines say which, and where its trace is; 2 the spec or the
@@ -50,6 +51,20 @@ def build_verify_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results file, its sidecar beside it")
     parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
+    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
+    return parser
+
+
+def build_check_parser() -> argparse.ArgumentParser:
+    """What the command line of `degrade check` looks like."""
+    parser = argparse.ArgumentParser(
+        prog="degrade check",
+        description="Look at every byte of results files, and compare the records with each other and the sidecar: "
+        "checksums, keys, digests, settings, what is missing. Only reads, and needs no model.",
+        epilog="exit codes: 0 no fault; 1 faults, each on a line, or an error that nobody foresaw; 3 a file cannot be "
+        "read, is no results file, or was written by a newer degrade",
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results file, its sidecar beside it")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
 

@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -54,12 +54,12 @@ def make_folder(folder: Path) -> None:
             sync_folder(place.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new, never a part."""
+def replace_file(path: Path, content: Iterable[bytes]) -> None:
+    """Write a file, given in pieces, so that a crash leaves the old content or the new, never a part."""
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             sync(file.fileno())
         temporary.replace(path)

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from runner.errors import SetupError
-from runner.results_layout import Record
-from runner.results_open import read_records
+from runner.results_open import each_record
+from runner.results_record import Record
 from runner.spec_methods import Method
 
 _OPTIONAL_TEXTS = ("finish_reason", "timestamp", "config_name", "model_name", "experiment_id")
+_OF_ONE = ("output", "timestamp")  # texts that no two records share
 _OPTIONAL_NUMBERS = ("tokens", "perplexity")
 
 
@@ -21,11 +22,21 @@ def read_files(paths: Iterable[Path]) -> dict[Path, Sequence[Record]]:
     """
     files: dict[Path, Sequence[Record]] = {}
     for path in paths:
-        records = read_records(path)
+        shared: dict[Any, Any] = {}
+        records = [_slim(_checked(path, n, record), shared) for n, record in enumerate(each_record(path), start=1)]
         if not records:
             raise SetupError(f"{path}: {'holds no records' if path.exists() else 'there is no such file'}")
-        files[path] = [_checked(path, number, record) for number, record in enumerate(records, start=1)]
+        files[path] = records
     return files
+
+
+def _slim(record: Record, shared: dict[Any, Any]) -> Record:
+    """The record, with names and texts that are equal in many records kept once."""
+    share = shared.setdefault
+    return {
+        share(name, name): share(value, value) if type(value) is str and name not in _OF_ONE else value
+        for name, value in record.items()
+    }
 
 
 def _checked(path: Path, number: int, record: Record) -> Record:

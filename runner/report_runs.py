@@ -8,8 +8,9 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from runner.results_layout import Record
-from runner.results_open import key_of, short_name
+from runner.results_open import short_name
+from runner.results_record import Record
+from runner.results_summary import key_of
 
 # Of what a resume must not change; digests are not in older records, which then say nothing against another's.
 _SETTINGS = (

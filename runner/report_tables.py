@@ -19,7 +19,7 @@ from runner.metric_thinking import without_thinking
 from runner.report_effects import FEWEST_TEXTS
 from runner.report_runs import Row, find_runs, same_models
 from runner.report_statistics import PER_MODEL
-from runner.results_layout import Record
+from runner.results_record import Record
 from runner.spec import find_shipped
 from runner.spec_methods import METHODS
 from runner.task_prompts import Prompt, load_prompts, read_prompts

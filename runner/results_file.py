@@ -7,29 +7,21 @@ A file that is not ours is never changed, and one that another program puts in t
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from runner.env_files import is_named, kept_name, replace_file, sync_folder, temporary_name, write_at
+from runner.env_files import is_named, kept_name, replace_file, sync, sync_folder, temporary_name, write_at
 from runner.errors import SetupError
-from runner.results_layout import (
-    CLOSING,
-    EMPTY,
-    OPENING,
-    Layout,
-    Record,
-    addition_of,
-    content_of,
-    encoded,
-    read_layout,
-    tail_of,
-)
+from runner.results_checksum import sealed
+from runner.results_layout import CLOSING, EMPTY, OPENING, Scan, addition_of, content_of, tail_of, whole
 from runner.results_lock import unlock
+from runner.results_record import Record
 from runner.results_sidecar import sidecar_path
 
 logger = logging.getLogger(__name__)
@@ -39,6 +31,10 @@ _REWRITTEN = {
     "damaged": "a crash or another program left more than whole records in it; every whole record stays",
     "converted": "was in another layout, and goes on in ours",
 }
+
+
+Take = Callable[[dict[str, Any]], None]
+Keep = Callable[[Record], bool]
 
 
 class ResultsFile:
@@ -52,8 +48,7 @@ class ResultsFile:
         self._end = len(OPENING)  # behind the last record
         self._size: int | None = None  # None while an append is under way
         self._last = b""
-        self.former: Sequence[dict[str, Any]] = ()  # records of the file that is to be replaced
-        self._kept: list[bytes] | None = None  # with which the file that replaces this one begins
+        self._keep: Keep | None = None  # which records of this file begin the one that is to replace it
         self._begun = self._written = self._lost = False
 
     def __enter__(self) -> Self:
@@ -70,27 +65,30 @@ class ResultsFile:
         finally:
             self.close()
 
-    def take_up(self, *, force: bool) -> list[dict[str, Any]]:
-        """Read and repair the file that was opened; the records in it."""
-        with open(self._descriptor, "rb", closefd=False) as file:
-            data = file.read()
-        layout = whole(read_layout(data), self.path, force=force)
-        self._end = layout.end
-        if force and layout.records:
-            self._kept, self.former = [], layout.records
-        elif layout.as_appended:
-            self._repair(data)
+    def take_up(self, take: Take, keep: Keep, *, force: bool) -> None:
+        """Read and repair the file that was opened; `take` gets its records, with `force` those that are to be kept."""
+        with self._scan() as scan:
+            for record, _ in scan:
+                if not force or keep(record):
+                    take(record)
+        whole(scan, self.path, force=force)
+        self._end = scan.end
+        if force and scan.count:
+            self._keep = keep
+        elif scan.as_appended:
+            if scan.tail != tail_of(self._end):
+                content, start = (tail_of(self._end), self._end) if scan.count else (EMPTY, 0)
+                write_at(self._descriptor, content, start)
         else:
-            word = "damaged" if layout.end else "converted"
-            kept = self._succeed(layout.content(), word)
+            word = "damaged" if scan.end else "converted"
+            kept = self._succeed(word)
             logger.warning("%s: %s; as it was, it is kept as %s", self.path, _REWRITTEN[word], kept.name)
         self._remember()
-        return [] if self.former else layout.records
 
-    def keep(self, records: Sequence[Record]) -> None:
-        """With which of the former records the new file begins."""
-        if self._kept is not None:
-            self._kept = [encoded(record) for record in records]
+    def keep_none(self) -> None:
+        """Let the file that replaces this one begin without records of this one."""
+        if self._keep is not None:
+            self._keep = lambda _: False
 
     def begin(self, pending: Sequence[Record] = ()) -> None:
         """Make sure that the file is still the one with its name, and set aside what is to be replaced.
@@ -98,7 +96,7 @@ class ResultsFile:
         Raises:
             SetupError: another program replaced or changed the file; what this run has is kept beside it.
         """
-        self._begin([encoded(record) for record in pending])
+        self._begin([sealed(record) for record in pending])
 
     def _begin(self, lines: Sequence[bytes]) -> None:
         self._check(lines)
@@ -106,8 +104,8 @@ class ResultsFile:
             return
         sidecar, kept = sidecar_path(self.path), None
         try:
-            if self._kept is not None:
-                kept = self._succeed(content_of(self._kept), "replaced")
+            if self._keep is not None:
+                kept = self._succeed("replaced")
                 with contextlib.suppress(FileNotFoundError):
                     sidecar.rename(sidecar_path(kept))
                 logger.warning("%s: the file as it was is kept as %s", self.path, kept.name)
@@ -119,7 +117,7 @@ class ResultsFile:
                 sync_folder(self.path.parent)
         except OSError as error:
             raise SetupError(f"{self.path}: cannot be set aside: {error.strerror}. It is as it was.") from None
-        self._kept, self._begun = None, True
+        self._keep, self._begun = None, True
 
     def append(self, records: Sequence[Record]) -> None:
         """Add records; when this returns they are on the disk.
@@ -129,7 +127,7 @@ class ResultsFile:
         """
         if not records:
             return
-        lines = [encoded(record) for record in records]
+        lines = [sealed(record) for record in records]
         self._begin(lines)
         addition = addition_of(lines, self._end)
         self._size = None
@@ -154,14 +152,19 @@ class ResultsFile:
         os.close(self._descriptor)
         unlock(self._lock_file)
 
-    def _repair(self, data: bytes) -> None:
-        """Cut off what an interrupted write left behind the last whole record."""
-        if data[: len(OPENING)] != OPENING:
-            write_at(self._descriptor, EMPTY, 0)
-        elif data[self._end :] != tail_of(self._end):
-            write_at(self._descriptor, tail_of(self._end), self._end)
+    @contextlib.contextmanager
+    def _scan(self) -> Iterator[Scan]:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            yield Scan(file)
 
-    def _succeed(self, content: bytes, word: str) -> Path:
+    def _lines(self) -> Iterator[bytes]:
+        """The lines of the open file, whatever its name is by now, that its successor begins with."""
+        with self._scan() as scan:
+            for record, line in scan:
+                if self._keep is None or self._keep(record):
+                    yield line
+
+    def _succeed(self, word: str) -> Path:
         """Put a new file in the place of this one, which is kept under a name with a word and the date."""
         temporary = temporary_name(self.path)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -170,7 +173,10 @@ class ResultsFile:
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._descriptor).st_mode))
             if self._lock_file is None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write_at(descriptor, content, 0)
+            with open(descriptor, "wb", closefd=False) as file:
+                file.writelines(content_of(self._lines()))
+                size = file.tell()
+            sync(descriptor)
             kept = kept_name(self.path, word)
             try:
                 os.link(self.path, kept)
@@ -184,7 +190,7 @@ class ResultsFile:
             raise
         os.close(self._descriptor)
         self._descriptor = descriptor
-        self._end = len(OPENING) if content == EMPTY else len(content) - len(CLOSING)
+        self._end = max(len(OPENING), size - len(CLOSING))
         sync_folder(self.path.parent)
         self._remember()
         return kept
@@ -206,18 +212,30 @@ class ResultsFile:
         self._lost = True
         happened = "was changed" if named else "was replaced" if self.path.exists() else "was removed"
         message = f"{self.path}: {happened} by another program during this run, and is not touched any more"
-        lines = [*(self._own_lines() if unchanged else []), *pending]
-        if not lines:
-            raise SetupError(f"{message}. Records of this run may be missing in it.")
+        lines = itertools.chain(self._lines() if unchanged else (), pending)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = kept_name(self.path, "rescued")
-            replace_file(kept, content_of(lines))
-            with contextlib.suppress(OSError):
-                replace_file(sidecar_path(kept), sidecar_path(self.path).read_bytes())
+            first = next(lines, None)
+            if first is None:
+                raise SetupError(f"{message}. Records of this run may be missing in it.")
+            kept, count = self._rescue(itertools.chain([first], lines))
         except OSError as error:
             raise SetupError(f"{message}. Nor can its records be kept beside it: {error.strerror}") from None
-        raise SetupError(f"{message}. The {len(lines)} records that this run has of it are in {kept}")
+        raise SetupError(f"{message}. The {count} records that this run has of it are in {kept}")
+
+    def _rescue(self, lines: Iterable[bytes]) -> tuple[Path, int]:
+        """Write lines to a file beside this one, with the sidecar; its path and how many they are."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept, count = kept_name(self.path, "rescued"), 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal count
+            for count, line in enumerate(lines, start=1):  # noqa: B007 - it is the number that is wanted
+                yield line
+
+        replace_file(kept, content_of(counted()))
+        with contextlib.suppress(OSError):
+            replace_file(sidecar_path(kept), [sidecar_path(self.path).read_bytes()])
+        return kept, count
 
     def _is_unchanged(self) -> bool:
         try:
@@ -225,22 +243,3 @@ class ResultsFile:
             return self._size is None or (size == self._size and self._read_last() == self._last)
         except OSError:  # a network file system whose server has the file no more
             return False
-
-    def _own_lines(self) -> list[bytes]:
-        """The lines of the open file, whatever its name is by now; with what it would have begun, if it was new."""
-        if self._kept is not None:
-            return self._kept
-        layout = read_layout(os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0))
-        return layout.lines if layout else []
-
-
-def whole(layout: Layout | None, path: Path, *, force: bool = False) -> Layout:
-    """The layout of a file that is ours and not damaged beyond what a crash does, unless it is to be replaced."""
-    if layout is None:
-        raise SetupError(f"{path}: this is no results file of degrade; it was not touched. Move it away.")
-    if layout.damaged_line is not None and not force:
-        raise SetupError(
-            f"{path}: line {layout.damaged_line} is damaged, and by no interrupted write, for records follow it. Mend "
-            "the line or delete it, or start over with --force."
-        )
-    return layout

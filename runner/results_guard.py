@@ -4,44 +4,21 @@ It compares what the records hold, and what the sidecar holds besides; a field t
 not compared. Each difference is named.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cattrs
 from attrs import frozen
 
 from runner.errors import SpecError
-from runner.results_layout import Record
+from runner.results_record import Record
 from runner.results_sidecar import Tables
+from runner.results_summary import RecordSummary, Witness
 from runner.spec import Spec, to_tables
-from runner.spec_converter import make_converter
-from runner.spec_methods import Damage, Method, is_no_op
-from runner.spec_sweep import Sweep
 
-_converter = make_converter()
 SHOWN_CHARACTERS = 200
 
 Differences = dict[str, tuple[Any, Any]]  # what differs: what the file has, what this run has
-
-
-@frozen(kw_only=True)
-class Witness:
-    """A damaged model of which a file knows the digest."""
-
-    group: str
-    method: Method
-    level: float
-    seed: int
-    digest: str
-
-    @property
-    def damage(self) -> Damage:
-        """How it is made again."""
-        return (self.group, self.method, self.level, self.seed)
-
-    def __str__(self) -> str:
-        return f"weights of {self.group}, {self.method} {self.level:g}, seed {self.seed}"
 
 
 @frozen(kw_only=True)
@@ -64,47 +41,24 @@ class Past:
         return {run.get("model", {}).get("commit", "none") for run in _runs(self.sidecar)} - {"none"}
 
 
-def past_of(path: Path, records: Sequence[Record], sidecar: Tables) -> Past:
+def past_of(path: Path, summary: RecordSummary, sidecar: Tables) -> Past:
     """What is known from records and sidecar."""
     return Past(
         path=path,
         sidecar=sidecar,
-        last_record=records[-1] if records else None,
-        prompt_ids={r["prompt_text"]: r["prompt_id"] for r in reversed(records) if r.get("prompt_id") is not None},
-        prompts={r["prompt_text"]: r["prompt_digest"] for r in records if r.get("prompt_digest")},
-        lengths={r["prompt_text"]: r["tokens_in"] for r in records if r.get("padded_length") and "tokens_in" in r},
-        perplexities=frozenset(r["perplexity_digest"] for r in records if r.get("perplexity_digest")),
-        models=frozenset(r["model_digest"] for r in records if r.get("model_digest")),
-        witnesses=tuple(witnesses(records)),
+        last_record=summary.last,
+        prompt_ids=summary.prompt_ids,
+        prompts=summary.prompts,
+        lengths=summary.lengths,
+        perplexities=frozenset(summary.perplexities),
+        models=frozenset(summary.models),
+        witnesses=tuple(summary.witnesses.values()),
     )
-
-
-def witnesses(records: Iterable[Record]) -> list[Witness]:
-    """One damaged model of each group, an undamaged one where there is one: it costs the least to make again."""
-    found: dict[str, Witness] = {}
-    for record in records:
-        group, method, level = record["param_group_name"], record["degradation_method"], record["std_dev"]
-        if record.get("weights_digest") is None or record.get("seed") is None or not is_damage(method, level):
-            continue
-        before = found.get(group)
-        if before is None or (is_no_op(method, level) and not is_no_op(before.method, before.level)):
-            digest, seed = record["weights_digest"], record["seed"]
-            found[group] = Witness(group=group, method=method, level=level, seed=seed, digest=digest)
-    return list(found.values())
-
-
-def is_damage(method: str, level: float) -> bool:
-    """Whether this is a method, and a level that it can have."""
-    try:
-        _converter.structure({"name": "any", "method": method, "group": "any", "levels": [level]}, Sweep)
-    except cattrs.BaseValidationError:
-        return False
-    return True
 
 
 def check_settings(
     path: Path,
-    records: Sequence[Record],
+    summary: RecordSummary,
     settings: Mapping[str, Any],
     spec: Spec,
     sidecar: Tables,
@@ -118,18 +72,15 @@ def check_settings(
     Raises:
         SpecError: with every difference.
     """
-    before = sidecar if records else {}
+    before = sidecar if summary.count else {}
     different = _differences_of_sidecar(before, spec)
     shown = {run["picture"] for run in _runs(before) if "picture" in run} - {"none"}
-    shown |= {record["image_digest"] for record in records if record.get("image_digest")}
+    shown |= summary.pictures
     if picture and shown - {picture}:
         different["the picture behind image.path"] = (", ".join(sorted(shown - {picture})), picture)
-    for record in records:
-        for key, wanted in settings.items():
-            have = record.get(key)
-            if key == "seed" and have is not None:
-                have -= record["repeat_index"]
-            if key in record and have != wanted and not (key == "seed" and have is None):
+    for key, wanted in settings.items():
+        for have in summary.settings.get(key, ()):
+            if have != wanted:
                 different[key] = (have, wanted)
     refuse(path, different, whose="the spec")
 

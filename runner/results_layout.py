@@ -2,76 +2,184 @@
 
 A crash inside an append tears the end of the file: a part of a record, brackets, zeros. After a power cut, pages may be
 on the disk in any order: zeros stand before whole records as well. Both cost nothing that is whole. Any other damage
-between records is nothing that a crash does, and is left for a person to look at.
+is nothing that a crash does, and is left for a person to look at; so is a record whose checksum does not fit.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
 
 from attrs import frozen
 
-Record = Mapping[str, Any]
+from runner.errors import SetupError
+from runner.results_checksum import SCHEMA_VERSION, VERSION, as_line, is_intact, sealed, take_seal
+from runner.results_record import is_record
+from runner.results_sidecar import newer
 
-KEY_FIELDS = ("param_group_name", "std_dev", "repeat_index", "degradation_method", "prompt_text")
 OPENING, CLOSING, EMPTY = b"[\n", b"\n]\n", b"[\n]\n"
 _SEPARATOR = b",\n"
 _NOTHING = b",]\0 \r\n\t"  # what says nothing wherever it stands
+_ZEROS = b"\0\0"  # of a page that was not written; a single one is a space of which a bit flipped
 _FIRST_BYTES = b'{"timestamp"'  # every record of ours starts like this
-LARGEST_LEVEL = 2.0**1000  # so that any level is a float
-_WORDS = ("param_group_name", "degradation_method", "prompt_text")
-# Whole numbers that we count on, each with the least and with what it is less than.
-_COUNTS = {
-    "seed": (0, 2**63),
-    "prompt_id": (0, 2**31),
-    "batch_size_effective": (1, 2**20),
-    "padded_length": (1, 2**24),
-}
-_DIGESTS = ("weights_digest", "model_digest", "prompt_digest", "image_digest", "perplexity_digest")
 
 
-@frozen(kw_only=True)
-class Layout:
-    """What stands in the bytes of a file that is ours."""
+@frozen
+class Flaw:
+    """Something in a file that is not as an append leaves it."""
 
-    records: list[dict[str, Any]]
-    lines: list[bytes]  # of the records, as they stand there
-    end: int  # the offset behind the last record
-    as_appended: bool  # an append may go on at `end`: what stands behind is our bracket, or a torn append
-    damaged_line: int | None = None  # the number of a line that no crash leaves between records
-
-    def content(self) -> bytes:
-        """The whole file as it should be."""
-        return content_of(self.lines)
+    place: str  # "line 3"; in an array of another layout "record 3"
+    what: str
+    fatal: bool  # no crash leaves this: a person has to look
 
 
-def read_layout(data: bytes) -> Layout | None:
-    """The records in the bytes of a file; None where it is none of ours.
+class Scan:
+    """One pass through an open file, which keeps no record.
 
-    An array in any other layout, as the reference code wrote it or an editor leaves it, is ours if all that is in it
-    are records.
+    Iterate over it to the end: it gives every whole record and its line. Then it knows what the file is.
     """
-    if _is_empty(data):
-        return Layout(records=[], lines=[], end=len(OPENING), as_appended=True)
-    return (_by_lines(data) if data.startswith(OPENING) else None) or _older(data)
+
+    def __init__(self, file: BinaryIO) -> None:
+        """`file` is read from its start."""
+        self._file = file
+        self.ours = True  # whether this is a results file of degrade
+        self.count = self.with_checksum = 0  # whole records
+        self.end = len(OPENING)  # the offset behind the last record
+        self.tail = b""  # what stands there
+        self.place = ""  # of the record that was given last, as in `Flaw`
+        self.as_appended = True  # an append may go on at `end`: what stands there is our bracket, or a torn append
+        self.newer: int | None = None  # a version of the schema that this program does not know
+        self.flaws: list[Flaw] = []
+
+    @property
+    def damage(self) -> Flaw | None:
+        """The first flaw that no crash leaves."""
+        return next((flaw for flaw in self.flaws if flaw.fatal), None)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Each whole record, without the fields that seal it, and its line."""
+        self._file.seek(0)
+        start = self._file.read(len(EMPTY) + 1)
+        self._file.seek(0)
+        if _is_empty(start):
+            self.tail = start.removeprefix(OPENING)
+            if start != EMPTY:
+                self._note("line 1", "the file was made, and nothing written", fatal=False)
+            return
+        if start.startswith(OPENING):
+            yield from self._by_lines()
+        if not start.startswith(OPENING) or not self.ours:
+            yield from self._array()
+
+    def _by_lines(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        gap, wanted, exact, last = list[bytes](), b"", True, 1
+        offset = len(self._file.readline())
+        for number, raw in enumerate(self._file, start=2):
+            whole = raw.startswith(b"{") and raw.endswith(b"},\n")
+            line = raw[:-2] if whole else raw.removesuffix(b"\n").strip(b"\0").rstrip(b",]\0")
+            found, as_written = _json_in(line) if line.startswith(b"{") else (None, True)
+            if self._is_ours(found, line, f"line {number}"):
+                zeros = raw.index(b"{")
+                self._judge_gap(b"".join([*gap, raw[:zeros]]), wanted, number - 1)
+                self.count += 1
+                self.end, self.place, last = offset + zeros + len(line), f"line {number}", number
+                yield found, line if as_written else sealed(found)
+                gap, wanted, exact = [raw[zeros + len(line) :]], _SEPARATOR, exact and as_written
+            else:
+                gap.append(raw)
+            offset += len(raw)
+        self.tail = b"".join(gap)
+        spoilt = _is_spoilt(self.tail, _SEPARATOR if self.count else _FIRST_BYTES)
+        torn = not spoilt and _is_torn(self.tail)
+        self.ours = bool(self.count or self.newer or self.flaws or torn) or _is_unwritten_start(OPENING + self.tail)
+        if self.ours and self.tail != tail_of(self.end):
+            what = "is damaged" if spoilt else "an append broke off" if torn else "this is behind the last record"
+            self._note(f"line {last + 1}", what, fatal=spoilt)
+        self.as_appended = exact and self.as_appended and (torn or (self.tail == CLOSING and self.count > 0))
+
+    def _array(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """The records of an array in any other layout, as the reference code wrote it or an editor leaves it.
+
+        It is ours if all that is in it are records. Checksums are those of the lines that we would write.
+        """
+        self._file.seek(0)
+        found, _ = _json_in(self._file.read())
+        self.as_appended, self.end = False, 0
+        rows: list[Any] = found if isinstance(found, list) else [None]
+        whole = []
+        for number, row in enumerate(rows, start=1):
+            seal = take_seal(row) if isinstance(row, dict) else {}
+            line = as_line(row | seal) if seal else b""
+            if seal:
+                row.update(seal)
+            if self._is_ours(row, line, f"record {number}"):
+                whole.append((f"record {number}", row))
+        self.ours = len(whole) == len(rows) or bool(self.flaws or self.newer)
+        if self.ours:
+            self.count = len(whole)
+            for self.place, row in whole:
+                yield row, sealed(row)
+
+    def _is_ours(self, found: object, line: bytes, place: str) -> TypeGuard[dict[str, Any]]:
+        """Whether this is a whole record, with the checksum of its line; the fields that seal it are taken out."""
+        if not isinstance(found, dict):
+            return False
+        seal = take_seal(found)
+        version, intact = seal.get(VERSION, 1), bool(seal) and is_intact(line)
+        known = type(version) is int and 1 <= version <= SCHEMA_VERSION
+        if intact and type(version) is int and version > SCHEMA_VERSION:
+            self.newer = version
+            return False
+        if not is_record(found):
+            return False
+        if seal not in ({}, {VERSION: 1}) and not (intact and known):
+            self._note(place, "its checksum does not fit", fatal=True)
+            return False
+        self.with_checksum += intact
+        return True
+
+    def _judge_gap(self, gap: bytes, wanted: bytes, line: int) -> None:
+        """Look at what stands between two records, or before the first."""
+        if gap != wanted:
+            self.as_appended = False
+            unwritten = _is_unwritten(gap)
+            what = "a page did not reach the disk" if unwritten else "what stands there is no record"
+            self._note(f"line {line}", what, fatal=not unwritten)
+
+    def _note(self, place: str, what: str, *, fatal: bool) -> None:
+        if not self.flaws or self.flaws[-1].place != place:
+            self.flaws.append(Flaw(place, what, fatal))
 
 
-def encoded(record: Record) -> bytes:
-    """A record as one line of JSON; a lone surrogate, which UTF-8 has not, is written as JSON's escape of it.
+def whole(scan: Scan, path: Path, *, force: bool = False) -> None:
+    """Refuse a file that is not ours, or damaged beyond what a crash does unless it is to be replaced.
 
     Raises:
-        ValueError: it holds what JSON has not: infinity, or "not a number".
+        SetupError: with what is wrong and where.
     """
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
+    if scan.newer is not None:
+        raise newer(path, scan.newer)
+    if not scan.ours:
+        raise SetupError(f"{path}: this is no results file of degrade; it was not touched. Move it away.")
+    if scan.damage is not None and not force:
+        raise SetupError(
+            f"{path}: {scan.damage.place} is damaged, and by no interrupted write: {scan.damage.what}. Put it back "
+            "from a copy or delete it (`degrade check` names all of them), or start over with --force."
+        )
 
 
-def content_of(lines: Sequence[bytes]) -> bytes:
-    """A whole file with these lines."""
-    return OPENING + _SEPARATOR.join(lines) + CLOSING if lines else EMPTY
+def content_of(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """A whole file with these lines, in pieces."""
+    yield OPENING
+    before = b""
+    for line in lines:
+        yield before + line
+        before = _SEPARATOR
+    yield CLOSING if before else CLOSING[1:]
 
 
-def addition_of(lines: Sequence[bytes], end: int) -> bytes:
+def addition_of(lines: Iterable[bytes], end: int) -> bytes:
     """What an append writes at `end`, the closing bracket aside."""
     return (_SEPARATOR if end > len(OPENING) else b"") + _SEPARATOR.join(lines)
 
@@ -81,44 +189,9 @@ def tail_of(end: int) -> bytes:
     return CLOSING if end > len(OPENING) else CLOSING[1:]
 
 
-def _is_empty(data: bytes) -> bool:
+def _is_empty(start: bytes) -> bool:
     """Whether this is a file that was just made, or the zeros of one that did not reach the disk in time."""
-    return EMPTY.startswith(data) or (len(data) <= len(EMPTY) and not data.strip(b"\0"))
-
-
-def _by_lines(data: bytes) -> Layout | None:
-    records: list[dict[str, Any]] = []
-    lines, spans, exact = [], [], True
-    start = len(OPENING)
-    while start < len(data):
-        stop = data.find(b"\n", start)
-        stop = len(data) if stop < 0 else stop
-        line = data[start:stop]
-        first = start + len(line) - len(line.lstrip(b"\0"))
-        line = line.strip(b"\0").rstrip(b",]\0")
-        found, as_written = _json_in(line) if line.startswith(b"{") else (None, True)
-        if _is_record(found):
-            records.append(found)
-            lines.append(line if as_written else encoded(found))
-            spans.append((first, first + len(line)))
-            exact = exact and as_written
-        start = stop + 1
-    if not records:
-        torn = _is_torn(data[len(OPENING) :])
-        ours = torn or _is_unwritten_start(data)
-        return Layout(records=[], lines=[], end=len(OPENING), as_appended=torn) if ours else None
-    starts, ends = [first for first, _ in spans], [last for _, last in spans]
-    gaps = [data[end:start] for end, start in zip([len(OPENING), *ends[:-1]], starts, strict=True)]
-    good = [b"", *[_SEPARATOR] * (len(records) - 1)]
-    bad = [index for index, gap in enumerate(gaps) if gap != good[index] and not _is_unwritten(gap)]
-    tail = data[ends[-1] :]
-    return Layout(
-        records=records,
-        lines=lines,
-        end=ends[-1],
-        as_appended=exact and gaps == good and (tail == CLOSING or _is_torn(tail)),
-        damaged_line=data[: starts[bad[0]]].count(b"\n") if bad else None,
-    )
+    return EMPTY.startswith(start) or (len(start) <= len(EMPTY) and not start.strip(b"\0"))
 
 
 def _is_unwritten(gap: bytes) -> bool:
@@ -126,7 +199,7 @@ def _is_unwritten(gap: bytes) -> bool:
 
     Such a page is read as zeros, or as the old end of the file, closing bracket included.
     """
-    return not gap.strip(_NOTHING) or b"\0" in gap or gap.lstrip(b",\n").startswith(b"]\n")
+    return not gap.strip(_NOTHING) or _ZEROS in gap or gap.lstrip(b",\n").startswith(b"]\n")
 
 
 def _is_unwritten_start(data: bytes) -> bool:
@@ -134,6 +207,11 @@ def _is_unwritten_start(data: bytes) -> bool:
     start, zero, _ = data.partition(b"\0")
     first = OPENING + _FIRST_BYTES
     return bool(zero) and (start.startswith((EMPTY, first)) or first.startswith(start))
+
+
+def _is_spoilt(tail: bytes, start: bytes) -> bool:
+    """Whether an append that was written to its end left this behind the last record: not all of it is whole now."""
+    return tail.startswith(start) and tail.endswith(b"]\n") and _ZEROS not in tail and bool(tail.strip(_NOTHING))
 
 
 def _is_torn(tail: bytes) -> bool:
@@ -149,45 +227,29 @@ def _json_in(data: bytes) -> tuple[Any, bool]:
 
     NaN and Infinity, which Python writes and JSON has not, are read as null: a number that is not finite.
     """
-    others: list[str] = []
-
-    def number(text: str) -> float | None:
-        value = float(text)
-        if math.isfinite(value):
-            return value
-        others.append(text)
-        return None
-
     try:
-        found = json.loads(data, parse_constant=number, parse_float=number)
+        text = data.decode()
+        found, end = _strict.raw_decode(text)
+        if end == len(text):
+            return found, True
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(data, parse_constant=_finite_or_null, parse_float=_finite_or_null), False
     except (ValueError, RecursionError):
         return None, True
-    return found, not others
 
 
-def _older(data: bytes) -> Layout | None:
-    found, _ = _json_in(data)
-    if not isinstance(found, list) or not all(map(_is_record, found)):
-        return None
-    return Layout(records=found, lines=[encoded(record) for record in found], end=0, as_appended=False)
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
-def _is_record(found: object) -> TypeGuard[dict[str, Any]]:
-    """Whether this has the fields that a record is known by, and numbers and words where we count on them."""
-    return (
-        isinstance(found, dict)
-        and all(field in found for field in KEY_FIELDS)
-        and all(type(found[field]) is str for field in _WORDS)
-        and (_is_number(found["std_dev"]) and abs(found["std_dev"]) < LARGEST_LEVEL)
-        and _is_number(found["repeat_index"])
-        and all(found.get(field) is None or _is_count(found[field], *limits) for field, limits in _COUNTS.items())
-        and all(found.get(field) is None or type(found[field]) is str for field in _DIGESTS)
-    )
+def _finite_or_null(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in {int, float}  # one that is not finite was read as null
-
-
-def _is_count(value: object, least: int, bound: int) -> bool:
-    return type(value) is int and least <= value < bound
+_strict = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)

@@ -3,15 +3,15 @@
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from runner.env_files import LONGEST_NAME, is_named, make_folder, sync_folder
 from runner.errors import SetupError, SpecError
-from runner.results_file import ResultsFile, whole
-from runner.results_layout import KEY_FIELDS, Record, read_layout
+from runner.results_file import Keep, ResultsFile, Take
+from runner.results_layout import Scan, whole
 from runner.results_lock import in_use, lock, unlock
-from runner.run_plan import Key
 
 
 def results_path(folder: Path, method: str, model_id: str, suffix: str) -> Path:
@@ -35,44 +35,50 @@ def short_name(model_id: str) -> str:
     return model_id.rstrip("/").split("/")[-1].removesuffix(".gguf")
 
 
-def key_of(record: Record) -> Key:
-    """What a record is known by when a run is resumed."""
-    group, level, repeat, method, text = (record[field] for field in KEY_FIELDS)
-    return (group, level, repeat, method, text)
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a results file, which is not changed; none where there is no file.
+def each_record(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole records of a results file, which is not changed, one by one; none where there is no file.
 
     Raises:
-        SetupError: the file cannot be read, or is no results file.
+        SetupError: the file cannot be read, is no results file, or is damaged; the last of it may come last.
     """
     try:
         if path.exists() and not path.is_file():
             raise SetupError(f"{path}: is no file")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            scan = Scan(file)
+            for record, _ in scan:
+                yield record
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise SetupError(f"{path}: cannot be read: {error.strerror}") from None
-    return whole(read_layout(data), path).records
+    whole(scan, path)
 
 
-def open_results(path: Path, *, force: bool = False) -> tuple[ResultsFile, list[dict[str, Any]]]:
-    """The file, created if missing, locked and repaired, and the records in it.
-
-    With `force`, a file with records is left as it is until the first append, which sets it aside under a dated name
-    and begins anew, with those of the former records that `ResultsFile.keep` is given.
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a results file at once.
 
     Raises:
-        SetupError: the file cannot be written, is in use, or is no results file.
+        SetupError: as `each_record` does.
+    """
+    return list(each_record(path))
+
+
+def open_results(path: Path, take: Take, keep: Keep = lambda _: False, *, force: bool = False) -> ResultsFile:
+    """The file, created if missing, locked and repaired; `take` gets each record in it.
+
+    With `force`, a file with records is left as it is until the first append, which sets it aside under a dated name
+    and begins anew with those of its records that are to `keep`, the only ones that `take` gets.
+
+    Raises:
+        SetupError: the file cannot be written, is in use, or is no results file; what `take` got then does not count.
     """
     try:
         make_folder(path.parent)
         descriptor, lock_file = _open_locked(path)
         file = ResultsFile(path, descriptor, lock_file)
         try:
-            records = file.take_up(force=force)
+            file.take_up(take, keep, force=force)
         except BaseException:
             file.close()
             raise
@@ -80,7 +86,7 @@ def open_results(path: Path, *, force: bool = False) -> tuple[ResultsFile, list[
     except OSError as error:
         hint = "Choose another folder with --results."
         raise SetupError(f"{path}: cannot be opened for writing: {error.strerror}. {hint}") from None
-    return file, records
+    return file
 
 
 def _open_locked(path: Path) -> tuple[int, Path | None]:

@@ -8,6 +8,19 @@ from runner.run_plan import Condition
 from runner.spec import Spec
 from runner.spec_methods import Method
 
+Record = Mapping[str, Any]
+
+KEY_FIELDS = ("param_group_name", "std_dev", "repeat_index", "degradation_method", "prompt_text")
+LARGEST_LEVEL = 2.0**1000  # so that any level is a float
+_WORDS = ("param_group_name", "degradation_method", "prompt_text")
+# Whole numbers that we count on, each with the least and with what it is less than.
+_COUNTS = (
+    ("seed", 0, 2**63),
+    ("prompt_id", 0, 2**31),
+    ("batch_size_effective", 1, 2**20),
+    ("padded_length", 1, 2**24),
+)
+_DIGESTS = ("weights_digest", "model_digest", "prompt_digest", "image_digest", "perplexity_digest")
 # What a resume must not change, besides the seed.
 GUARDED = ("model_name", "dtype", "load_4bit", "gen_params", "image_used", "image_filename")
 
@@ -64,3 +77,23 @@ def make_record(spec: Spec, condition: Condition, facts: Mapping[str, Any]) -> d
         "seed": condition.seed,
         **facts,
     }
+
+
+def is_record(found: Record) -> bool:
+    """Whether this has the fields that a record is known by, and numbers and words where we count on them."""
+    get = found.get
+    for field in _WORDS:
+        if type(get(field)) is not str:
+            return False
+    for field in _DIGESTS:
+        if get(field) is not None and type(found[field]) is not str:
+            return False
+    for field, least, bound in _COUNTS:
+        if (value := get(field)) is not None and not (type(value) is int and least <= value < bound):
+            return False
+    level: Any = get("std_dev")
+    return _is_number(level) and abs(level) < LARGEST_LEVEL and _is_number(get("repeat_index"))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in {int, float}  # one that is not finite was read as null

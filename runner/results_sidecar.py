@@ -1,18 +1,24 @@
-"""The sidecar: a TOML file beside a results file with the resolved spec, every run on it, and what each damage did."""
+"""The sidecar: a TOML file beside a results file with the resolved spec, every run on it, and what each damage did.
 
-import tomllib
-from collections.abc import Mapping, Sequence
+Spec and runs stand first, and what a damage did is appended, an entry of TOML each, so that a condition costs the same
+however many there are. Behind every part stands its checksum in a comment; a last entry without is what a crash tore.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cattrs
 
-from runner.env_files import replace_file
+from runner.env_files import replace_file, sync
 from runner.errors import SetupError
+from runner.results_checksum import ENTRY, SCHEMA_VERSION, VERSION, sealed_text
 from runner.spec import Spec, dump_toml, to_tables
 from runner.spec_converter import make_converter
 from runner.spec_sweep import Sweep
-from runner.spec_toml import in_todays_words
+from runner.spec_toml import in_todays_words, parse_toml
 
 EVIDENCE_KEY = ("method", "group", "level", "repeat_index")
 Tables = Mapping[str, Any]
@@ -36,14 +42,30 @@ def read_sidecar(results: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise SetupError(f"{path}: is no file, and the sidecar should be there. Move it away.")
-        tables = in_todays_words(tomllib.loads(path.read_text(encoding="utf-8")))
+        tables = in_todays_words(parse_toml(path.read_bytes()))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"{path}: cannot be read: {error}. Mend it or move it away.") from None
     if not _is_sidecar(tables):
         raise SetupError(f"{path}: is no sidecar of degrade; it was not touched. Move it away.")
+    version = tables.get("provenance", {}).get(VERSION, 1)
+    if version > SCHEMA_VERSION:
+        raise newer(path, version, tables)
     return tables
+
+
+def newer(path: Path, version: int, sidecar: Tables | None = None) -> SetupError:
+    """What is said of a file of a version that is not known here; its sidecar says which release wrote it."""
+    try:
+        tables = sidecar or parse_toml(sidecar_path(path).read_bytes())
+        release = f"degrade {tables['provenance']['runs'][-1]['versions']['degrade']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        release = "a newer degrade"
+    return SetupError(
+        f"{path}: was written by {release} in version {version} of its format, and this one knows versions up to "
+        f"{SCHEMA_VERSION}. Go on with that release; nothing was touched."
+    )
 
 
 def _is_sidecar(tables: Tables) -> bool:
@@ -62,11 +84,12 @@ def _is_sidecar(tables: Tables) -> bool:
         and all(isinstance(row.get(key), str | int | float) for row in evidence for key in EVIDENCE_KEY)
         and all(isinstance(sweep.get("name"), str) for sweep in sweeps)
         and isinstance(tables.get("run", {}).get("n_rep", 1), int)
+        and isinstance(provenance.get(VERSION, 1), int)
     )
 
 
 class Sidecar:
-    """The file beside a results file; written when the first evidence is added, and whenever there is more."""
+    """The file beside a results file; written when the first evidence is added, and then appended to."""
 
     def __init__(self, results: Path, spec: Spec, facts: Tables, before: Tables) -> None:
         """Add a run to what the sidecar said `before`.
@@ -86,22 +109,45 @@ class Sidecar:
         self._evidence = {_evidence_key(row): row for row in earlier.get("evidence", [])}
         self._tables = _joined(before, to_tables(spec))
         self._runs = [*runs, dict(facts)]
-        self._written = False
+        self._written: os.stat_result | None = None  # the file as it was left; None where the next is the first write
 
     def add_evidence(self, rows: Sequence[Tables]) -> None:
         """Say what the damage of conditions did; a condition's own columns are those of `EVIDENCE_KEY`."""
-        new = {_evidence_key(row): dict(row) for row in rows}
-        if not self._written or any(self._evidence.get(key) != row for key, row in new.items()):
-            self._evidence |= new
-            self._write()
-
-    def _write(self) -> None:
-        told = {"runs": self._runs, "evidence": list(self._evidence.values())}
+        rows_by_key = {_evidence_key(row): dict(row) for row in rows}
+        new = {key: row for key, row in rows_by_key.items() if self._evidence.get(key) != row}
+        whole = self._written is None or any(key in self._evidence for key in new)
+        self._evidence |= new
+        if not whole and not new:
+            return
         try:
-            replace_file(self._path, dump_toml(self._tables | {"provenance": told}).encode())
+            if whole or not self._append(new.values()):
+                replace_file(self._path, self._content())
+            self._written = self._path.stat()
         except OSError as error:
+            self._written = None
             raise SetupError(f"{self._path}: cannot be written: {error.strerror}") from None
-        self._written = True
+
+    def _content(self) -> Iterator[bytes]:
+        told = {VERSION: SCHEMA_VERSION, "runs": self._runs}
+        yield sealed_text(dump_toml(self._tables | {"provenance": told})).encode()
+        yield from map(_entry, self._evidence.values())
+
+    def _append(self, rows: Iterable[Tables]) -> bool:
+        """Add entries at the end of the file, and wait for the disk; not where it is no longer as it was left."""
+        with self._path.open("ab") as file:
+            now, left = os.fstat(file.fileno()), self._written
+            if left is None or (now.st_dev, now.st_ino, now.st_size) != (left.st_dev, left.st_ino, left.st_size):
+                return False
+            file.write(b"".join(map(_entry, rows)))
+            file.flush()
+            sync(file.fileno())
+        return True
+
+
+def _entry(row: Tables) -> bytes:
+    """A row of evidence as TOML, which may stand at the end of a sidecar; tables within it are tables of that row."""
+    text = re.sub(r"^(\[+)", r"\1provenance.evidence.", dump_toml(row), flags=re.MULTILINE)
+    return sealed_text(ENTRY.decode() + text).encode()
 
 
 def _joined(before: Tables, now: dict[str, Any]) -> dict[str, Any]:

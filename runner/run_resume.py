@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from attrs import evolve, frozen
 
 from runner.decode_batch import BatchShape
 from runner.errors import SetupError, SpecError
 from runner.results_file import ResultsFile
-from runner.results_guard import Past, Witness, check_model, check_settings, check_tokens, past_of
-from runner.results_layout import Record
-from runner.results_open import key_of, open_results, read_records, results_path
-from runner.results_record import guarded_settings
+from runner.results_guard import Past, check_model, check_settings, check_tokens, past_of
+from runner.results_open import each_record, open_results, results_path
+from runner.results_record import Record, guarded_settings
 from runner.results_sidecar import read_sidecar
+from runner.results_summary import RecordSummary, Witness
 from runner.run_identity import text_digest, tokens_digest
 from runner.run_plan import (
     Condition,
@@ -60,35 +60,33 @@ def open_experiments(
     for method in dict.fromkeys(condition.method for condition in conditions):
         ours = [condition for condition in conditions if condition.method == method]
         path = results_path(results, method, spec.model.id, spec.suffix)
-        file, records = open_results(path, force=force)
+        summary = RecordSummary()
+        file = open_results(path, summary.add, not_made_again(ours), force=force)
         files.enter_context(file)
         sidecar = read_sidecar(path)
-        if file.former:
-            records = not_made_again(file.former, ours)
-            file.keep(records)
-        _warn_of_doubles(path, records)
-        past = past_of(path, records, sidecar if records else {})
+        _warn_of_doubles(path, summary)
+        past = past_of(path, summary, sidecar if summary.count else {})
         texts = [prompt.text for prompt in inputs.prompts]
         numbers = number_prompts(texts, past.prompt_ids, _numbers_of_others(spec, results, method, force=force))
-        pending = pending_conditions(ours, inputs.prompts, {key_of(record) for record in records})
+        pending = pending_conditions(ours, inputs.prompts, summary.keys)
         experiment = Experiment(method=method, file=file, pending=pending, past=past, prompt_ids=numbers, force=force)
-        yield guarded(experiment, partial(check_past_settings, past, records, spec, inputs))
+        yield guarded(experiment, partial(check_past_settings, past, summary, spec, inputs))
 
 
-def not_made_again(records: Sequence[dict[str, Any]], conditions: Sequence[Condition]) -> list[dict[str, Any]]:
-    """The records of levels that these conditions do not have."""
+def not_made_again(conditions: Sequence[Condition]) -> Callable[[Record], bool]:
+    """Whether a record is of a level that these conditions do not have."""
     again = {(condition.group, condition.level) for condition in conditions}
-    return [record for record in records if (record["param_group_name"], record["std_dev"]) not in again]
+    return lambda record: (record["param_group_name"], record["std_dev"]) not in again
 
 
-def check_past_settings(past: Past, records: Sequence[Record], spec: Spec, inputs: TaskInputs) -> None:
+def check_past_settings(past: Past, summary: RecordSummary, spec: Spec, inputs: TaskInputs) -> None:
     """Refuse to go on with a file that was made under other settings.
 
     Raises:
         SpecError: with every difference.
     """
     picture = inputs.picture.digest if inputs.picture else None
-    check_settings(past.path, records, guarded_settings(spec), spec, past.sidecar, picture)
+    check_settings(past.path, summary, guarded_settings(spec), spec, past.sidecar, picture)
 
 
 def check_asked(past: Past, spec: Spec, inputs: TaskInputs, tokens: Tokens) -> None:
@@ -136,8 +134,8 @@ def guarded(experiment: Experiment, check: Callable[[], None]) -> Experiment:
         if not experiment.force:
             raise
         logger.warning("%s\n  The new file therefore begins without the records that are not made again.", error)
-        experiment.file.keep([])
-        past = past_of(experiment.past.path, [], {})
+        experiment.file.keep_none()
+        past = past_of(experiment.past.path, RecordSummary(), {})
         return evolve(experiment, past=past, prompt_ids=number_prompts(experiment.prompt_ids, {}, {}))
     return experiment
 
@@ -176,12 +174,12 @@ def _numbers_of_others(spec: Spec, results: Path, method: Method, *, force: bool
         if other == method or other in replaced:
             continue
         with suppress(SetupError):  # whatever is wrong with another file is told when that is opened
-            records = read_records(results_path(results, other, spec.model.id, spec.suffix))
-            numbers |= past_of(results, records, {}).prompt_ids
+            found = RecordSummary.of(each_record(results_path(results, other, spec.model.id, spec.suffix)))
+            numbers |= found.prompt_ids
     return numbers
 
 
-def _warn_of_doubles(path: Path, records: Sequence[Record]) -> None:
-    doubles = len(records) - len({key_of(record) for record in records})
+def _warn_of_doubles(path: Path, summary: RecordSummary) -> None:
+    doubles = summary.count - len(summary.keys)
     if doubles:
         logger.warning("%s: %d records stand in it more than once; the first of each counts", path, doubles)

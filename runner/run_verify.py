@@ -8,10 +8,10 @@ from typing import Any
 from runner.damage_model import DamagedModel
 from runner.errors import SetupError
 from runner.model_load import choose_device
-from runner.results_guard import is_damage
-from runner.results_layout import Record
-from runner.results_open import read_records
+from runner.results_open import each_record
+from runner.results_record import Record
 from runner.results_sidecar import read_sidecar, sidecar_path
+from runner.results_summary import RecordSummary, is_damage
 from runner.run_identity import model_digest
 from runner.run_setup import load_intact, make_ready
 from runner.spec import load_spec
@@ -26,16 +26,16 @@ def verify(results: Path, device: str | None = None) -> bool:
     Raises:
         SetupError: the file, its sidecar or the model cannot be read, or there is nothing to compare.
     """
-    records = read_records(results)
-    if not records:
+    summary = RecordSummary.of(each_record(results))
+    if not summary.count:
         raise SetupError(f"{results}: holds no records")
     if not read_sidecar(results):
         raise SetupError(f"{sidecar_path(results)}: is missing; it says which model and groups were damaged")
-    recorded = damages_in(results, records)
+    recorded = damages_in(results, each_record(results))
     spec = load_spec(sidecar_path(results), [f'model.device="{device}"'] if device else [])
     place = choose_device(spec.model.device)
     model = load_intact(spec, place)
-    same = _is_same_model(model, {r["model_digest"] for r in records if r.get("model_digest")})
+    same = _is_same_model(model, summary.models)
     targets = make_ready(model, spec, {group for group, *_ in recorded}, place)
     with DamagedModel(targets.__getitem__) as damaged_model:
         different = [key for key, digests in recorded.items() if not _equal(damaged_model, key, digests)]

@@ -108,7 +108,7 @@ def _default(field: Any) -> dict[str, Any]:
 
 def write_schema(path: Path) -> None:
     """Write the file anew."""
-    replace_file(path, schema_text().encode())
+    replace_file(path, [schema_text().encode()])
 
 
 if __name__ == "__main__":

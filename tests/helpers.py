@@ -1,15 +1,14 @@
 """What several test modules use: the type of a command that is run, and what it left."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from records import Records, parse
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-Records = list[dict[str, Any]]
 
 PROGRAMS = Path(__file__).with_name("programs")
 MAY_DIFFER = ("timestamp", "duration", "vram_usage_percent")
@@ -17,7 +16,7 @@ MAY_DIFFER = ("timestamp", "duration", "vram_usage_percent")
 
 def records_in(folder: Path) -> Records:
     """All records of all results files, in a fixed order, without the fields that may differ between runs."""
-    found = [record for path in sorted(folder.glob("outputs_*.json")) for record in json.loads(path.read_text())]
+    found = [record for path in sorted(folder.glob("outputs_*.json")) for record in parse(path)]
     kept = [{key: value for key, value in record.items() if key not in MAY_DIFFER} for record in found]
     return sorted(kept, key=lambda r: (r["degradation_method"], r["param_group_name"], r["level_index"],
                                        r["repeat_index"], r["prompt_id"]))  # fmt: skip

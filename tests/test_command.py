@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from forkserver import ForkServer
 from helpers import Command, done, records_in
+from records import parse
 
 FIELDS = """
 timestamp experiment_id config_name prompt_group model_name model_variant device dtype load_4bit usar_4bit
 restore_strategy degradation_method param_group_name std_dev level_value level_index repeat_index seed prompt_id
 prompt_text output tokens tokens_out tokens_in finish_reason duration temperature do_sample gen_params
 batch_size_effective image_used image_filename vram_usage_percent weights_digest
-prompt_digest model_digest image_digest perplexity_digest
-""".split()  # noqa: SIM905 - one word per field reads better than 38 quoted strings
+prompt_digest model_digest image_digest perplexity_digest schema_version crc32
+""".split()  # noqa: SIM905 - one word per field reads better than 40 quoted strings
 KILLS = 10
 
 
@@ -157,12 +158,14 @@ def test_verify_damages_again(finished: Path, degrade: Command) -> None:
     path = next((finished / "results").glob("outputs_ablation_*.json"))
     before = path.read_bytes()
     assert "4 damaged models, 0 differ" in done(degrade(str(path), spec="verify")).stderr
-    digest = json.loads(before)[-1]["weights_digest"].encode()
-    path.write_bytes(before.replace(digest, b"0" * 16))
+    digest = json.loads(before)[-1]["weights_digest"]
+    path.write_bytes(before.replace(digest.encode(), b"0" * 16))
+    assert "its checksum does not fit" in degrade(str(path), spec="verify").stderr
+    path.write_text(json.dumps(parse(path)).replace(digest, "0" * 16))
     wrong = degrade(str(path), spec="verify")
     assert wrong.returncode == 1, wrong.stderr
     assert "1 differ" in wrong.stderr
-    assert digest.decode() in wrong.stderr
+    assert digest in wrong.stderr
 
 
 def test_sidecar_holds_evidence(finished: Path) -> None:

@@ -5,16 +5,15 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
+from records import Records, parse
 from safetensors.torch import load_file, save_file
 
 from runner.cli import main
 
-Records = list[dict[str, Any]]
 Command = Callable[..., int]
 
 NEW_FIELDS = ("prompt_digest", "model_digest", "image_digest", "perplexity_digest")
@@ -54,8 +53,7 @@ def results(study: Path, method: str = "mult_gauss") -> Path:
 
 def records(study: Path, method: str = "mult_gauss") -> Records:
     """Its records."""
-    found: Records = json.loads(results(study, method).read_text())
-    return found
+    return parse(results(study, method))
 
 
 def without(study: Path, *fields: str) -> None:
@@ -250,8 +248,9 @@ def test_force_replaces_only_what_is_made_again(study: Path, run: Command, capsy
     two = ("--set", "sweeps.1.method='mult_gauss'", *ONE)
     assert run(*two, sweep=None) == 0
     before, sidecar = results(study).read_text(), results(study).with_suffix(".toml").read_text()
+    old = records(study)
     assert run(*two, "--force", sweep="ablation") == 0
-    old, new = json.loads(before), records(study)
+    new = records(study)
     kept = [record for record in old if record["param_group_name"] == "mlp_only"]
     assert new[:10] == kept
     assert len(new) == len(old) == 20

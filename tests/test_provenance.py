@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from records import open_results
 
 from runner.env_provenance import PACKAGES, prompts_digest, versions
 from runner.errors import DegradeError, SpecError
 from runner.results_guard import check_model, check_settings, past_of
-from runner.results_open import key_of, open_results
 from runner.results_record import experiment_id, guarded_settings, make_record
 from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
+from runner.results_summary import RecordSummary, key_of
 from runner.run_plan import all_conditions
 from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
 from runner.spec_sweep import Sweep
@@ -61,7 +62,7 @@ def records_of(spec: Spec) -> list[dict[str, Any]]:
 
 def check(path: Path, records: list[dict[str, Any]], spec: Spec) -> None:
     """Compare what a file and its sidecar hold with the settings of a spec."""
-    check_settings(path, records, guarded_settings(spec), spec, read_sidecar(path))
+    check_settings(path, RecordSummary.of(records), guarded_settings(spec), spec, read_sidecar(path))
 
 
 def refusal(path: Path, records: list[dict[str, Any]], spec: Spec) -> list[str]:
@@ -256,7 +257,7 @@ def test_a_commit_is_as_good_as_a_revision(path: Path) -> None:
     check(path, records_of(SPEC), SPEC)
     other = evolve(SPEC, model=evolve(SPEC.model, revision="def"))
     assert refusal(path, records_of(SPEC), other)[1:] == ["  model.revision: the file has None, the spec 'def'"]
-    past = past_of(path, records_of(SPEC), read_sidecar(path))
+    past = past_of(path, RecordSummary.of(records_of(SPEC)), read_sidecar(path))
     check_model(past, {"model": {"commit": "abc"}}, "0", {})
     check_model(past, {"model": {"commit": "none"}}, "0", {})
     with pytest.raises(SpecError, match=r"commit of the model .*the file has 'abc', this run 'moved'"):
@@ -267,9 +268,9 @@ def test_another_picture_is_refused_without_a_sidecar(path: Path) -> None:
     """The records themselves say which picture was shown."""
     shown = evolve(SPEC, image=Image(enabled=True, path="kitchen.png"))
     records = [record | {"image_digest": "abc"} for record in records_of(shown)]
-    check_settings(path, records, guarded_settings(shown), shown, {}, "abc")
+    check_settings(path, RecordSummary.of(records), guarded_settings(shown), shown, {}, "abc")
     with pytest.raises(SpecError, match=r"the picture behind image\.path: the file has 'abc', the spec 'def'"):
-        check_settings(path, records, guarded_settings(shown), shown, {}, "def")
+        check_settings(path, RecordSummary.of(records), guarded_settings(shown), shown, {}, "def")
 
 
 @pytest.mark.parametrize(
@@ -313,8 +314,8 @@ def test_a_mutated_sidecar_is_read_or_refused(path: Path) -> None:
         sidecar_path(path).write_text("\n".join(lines))
         try:
             before = read_sidecar(path)
-            past = past_of(path, records_of(SPEC), before)
-            check_settings(path, records_of(SPEC), guarded_settings(SPEC), SPEC, before)
+            past = past_of(path, RecordSummary.of(records_of(SPEC)), before)
+            check_settings(path, RecordSummary.of(records_of(SPEC)), guarded_settings(SPEC), SPEC, before)
             check_model(past, {"model": {"commit": "abc"}}, "0", {})
             describe(path, SPEC, facts() | {"model": {"commit": "abc"}})
         except DegradeError:

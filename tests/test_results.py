@@ -8,25 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records import Records, open_results, parse, record
 
 from runner.errors import SetupError
-from runner.results_open import key_of, open_results, read_records, results_path
-
-Records = list[dict[str, Any]]
+from runner.results_open import read_records, results_path
+from runner.results_summary import key_of
 
 TEXTS = st.text() | st.sampled_from(["a\nb", "\u2028\u2029", "😀", 'say "]"', "},\n{", "\\", "\x00\x7f", "[\n]\n"])
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-
-
-def record(number: int, text: str = "Who?", **more: Any) -> dict[str, Any]:
-    """The smallest record, which starts as every record does."""
-    key = {"param_group_name": "attn_only", "std_dev": 0.3, "repeat_index": number, "degradation_method": "ablation"}
-    return {"timestamp": "2026-11-22", **key, "prompt_text": text, **more}
 
 
 def append(path: Path, *batches: Records) -> Records:
@@ -35,12 +28,6 @@ def append(path: Path, *batches: Records) -> Records:
     with file:
         for batch in batches:
             file.append(batch)
-    return found
-
-
-def parse(path: Path) -> Records:
-    """The file as every JSON reader sees it."""
-    found: Records = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -180,7 +167,7 @@ def test_an_older_layout_is_continued_and_kept(path: Path, indent: int | None) -
     assert kept.read_bytes() == older
 
 
-OPEN = "import pathlib, runner.results_open, sys; runner.results_open.open_results(pathlib.Path(sys.argv[1]))"
+OPEN = "import pathlib, runner.results_open, sys; runner.results_open.open_results(pathlib.Path(sys.argv[1]), print)"
 
 
 def test_a_second_opener_is_refused(path: Path) -> None:

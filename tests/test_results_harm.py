@@ -11,26 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
+from records import open_results, parse, record
 
 from runner.errors import SetupError
-from runner.results_open import open_results, read_records
-
-Records = list[dict[str, Any]]
-
-
-def record(number: int, text: str = "Who?", **more: Any) -> dict[str, Any]:
-    """The smallest record, which starts as every record does."""
-    key = {"param_group_name": "attn_only", "std_dev": 0.3, "repeat_index": number, "degradation_method": "ablation"}
-    return {"timestamp": "2026-11-22", **key, "prompt_text": text, **more}
-
-
-def parse(path: Path) -> Records:
-    """The file as every JSON reader sees it."""
-    found: Records = json.loads(path.read_text(encoding="utf-8"))
-    return found
+from runner.results_checksum import sealed
+from runner.results_open import read_records
 
 
 def write(path: Path, numbers: range) -> None:
@@ -186,7 +173,7 @@ def test_a_power_cut_with_pages_out_of_order_loses_no_whole_record(
     with file:
         file.append(batch)
         after = path.read_bytes()
-    lines = [json.dumps(one, ensure_ascii=False).encode() for one in batch]
+    lines = [sealed(one) for one in batch]
     for content in set(pages(before, after, size)):
         path.write_bytes(content)
         whole = [one for one, line in zip(batch, lines, strict=True) if line in content]
@@ -331,12 +318,11 @@ def test_force_replaces_when_the_first_record_is_written(path: Path) -> None:
     before = path.read_bytes()
     file, _ = open_results(path, force=True)
     with file:
-        file.keep(file.former[1:])
         assert path.read_bytes() == before
     assert path.read_bytes() == before
-    file, _ = open_results(path, force=True)
+    file, found = open_results(path, lambda one: one["repeat_index"] > 0, force=True)
+    assert found == [record(1), record(2)]
     with file:
-        file.keep(file.former[1:])
         file.append([record(7)])
         file.append([record(8)])
         with pytest.raises(SetupError, match="in use"):

@@ -61,7 +61,7 @@ def test_whatever_memory_is_left(degrade: Command, larger_study: Path) -> None:
     stays, and a run with all the memory completes it.
     """
     outcomes = {}
-    for left in (6000, 3000, 2400, 2000, 1600, 1300, 1100, 900, 750, 600, 450):
+    for left in (6000, 3000, 2000, 1300, 900, 600):
         ballast = torch.empty(free_memory() - left * MIB, dtype=torch.uint8, device="cuda")
         run = degrade("--results", f"r{left}", "--sweep", "gauss")
         del ballast
@@ -84,7 +84,7 @@ def test_whatever_memory_is_left(degrade: Command, larger_study: Path) -> None:
     assert any(overflows for _, _, _, overflows in outcomes.values())
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 4])
 def test_a_gpu_that_fails(degrade: Command, study: Path, batch: int) -> None:
     """A kernel that trips an assertion ends the context: exit code 3; the same command completes the run."""
     command = [sys.executable, str(PROGRAM), str(batch), "specs/tiny.toml", "--device", "cuda", "--results", "failed"]

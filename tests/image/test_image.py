@@ -111,7 +111,7 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 def comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records in one order, without what differs from run to run; perplexity does in its last digits.
 
-    The digests that the samples do not have, which are of an earlier release, are left out as well.
+    What the samples do not have, which are of an earlier release, is left out as well.
     """
     left_out = {
         "timestamp",
@@ -121,6 +121,8 @@ def comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         "model_digest",
         "image_digest",
         "perplexity_digest",
+        "schema_version",
+        "crc32",
     }
     key = ("degradation_method", "param_group_name", "std_dev", "prompt_id")
     ordered = sorted(records, key=lambda record: [record[name] for name in key])
