@@ -68,6 +68,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def torture(session: nox.Session) -> None:
+    """Power cuts and faults of system calls at every moment of small runs: 20 minutes; `--every 10`: fewer faults."""
+    install_project(session, *groups("tests"), extra="[report]")
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}
+    session.run("python", "-m", "torture.campaign", *session.posargs, env=env)
+
+
+@nox.session
 def schema(session: nox.Session) -> None:
     """Write specs/spec.schema.json anew, after a change to the classes of the spec."""
     install_project(session)

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _reopen_closed_streams()
         code = _obey(arguments, place)
         sys.stdout.flush()
+        _ignore_signals()
     except KeyboardInterrupt:
         return _stopped("interrupted", INTERRUPTED)
     except Terminated:
@@ -179,9 +180,14 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _stopped(how: str, exit_code: int) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second one could only spoil the message
+def _ignore_signals() -> None:
+    """Let the process end in peace: in what libraries do at its end, a signal would only leave a trace."""
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _stopped(how: str, exit_code: int) -> int:
+    _ignore_signals()  # a second one could only spoil the message
     return _say(f"{how}; everything finished is saved, run the same command again to go on", exit_code)
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -61,13 +61,27 @@ def print_line(text: str) -> None:
     sys.stdout.write(f"{redact(shown)}\n")
 
 
+class _LogFile(logging.FileHandler):
+    """A log without which a run goes on: that it cannot be written is said once."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it so
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            logger.warning("%s: cannot be written: %s. The run goes on", self.baseFilename, error.strerror)
+
+
 @contextmanager
 def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
     """Log everything to `<experiment_id>_<timestamp>.log` as well, in UTF-8."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = dated(folder / (re.sub(r"[^\w.-]+", "_", experiment_id) + ".log"))
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise SetupError(f"{folder}: no log can be written there: {error.strerror}") from None
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -77,7 +91,8 @@ def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what could not be written before
+            handler.close()
 
 
 class Progress:

@@ -45,6 +45,15 @@ def shortened(stem: str, suffix: str) -> str:
     return stem + suffix if len(encoded) <= room else encoded[:room].decode(errors="ignore") + suffix
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it is in, so that their names are on the disk."""
+    missing = [place for place in folder.parents if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in (*missing, folder):
+        if os.access(place.parent, os.W_OK):  # else it is not from here, and a read-only file system needs no wait
+            sync_folder(place.parent)
+
+
 def replace_file(path: Path, content: Iterable[bytes]) -> None:
     """Write a file, given in pieces, so that a crash leaves the old content or the new, never a part."""
     temporary = temporary_name(path)

@@ -182,6 +182,7 @@ class ResultsFile:
                 os.link(self.path, kept)
             except OSError:  # no hard links here: for a moment nothing has the name
                 self.path.rename(kept)
+            sync_folder(self.path.parent)  # of two renames, a power cut may keep the second alone
             temporary.rename(self.path)
         except BaseException:
             os.close(descriptor)

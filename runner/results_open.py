@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runner.env_files import LONGEST_NAME, is_named, sync_folder
+from runner.env_files import LONGEST_NAME, is_named, make_folder, sync_folder
 from runner.errors import SetupError, SpecError
 from runner.results_file import Keep, ResultsFile, Take
 from runner.results_layout import Scan, whole
@@ -74,7 +74,7 @@ def open_results(path: Path, take: Take, keep: Keep = lambda _: False, *, force:
         SetupError: the file cannot be written, is in use, or is no results file; what `take` got then does not count.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, lock_file = _open_locked(path)
         file = ResultsFile(path, descriptor, lock_file)
         try:

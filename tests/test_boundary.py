@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from forkserver import ForkServer
 
 from runner import cli
 from runner.errors import DegradeError, SetupError, SpecError, Terminated
@@ -164,6 +165,16 @@ def test_interrupted_while_libraries_are_imported(study: Path, number: signal.Si
     assert process.returncode == 128 + number, told
     assert "Traceback" not in told
     assert "run the same command again" in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_behind_the_end(study: Path, forks: ForkServer, number: signal.Signals) -> None:
+    """A signal that comes when everything is done, and libraries tidy up, leaves no trace."""
+    module = study / "prompts" / "questions.py"
+    at_the_end = f"lambda: (os.kill(os.getpid(), {number.value}), print())"
+    module.write_text(module.read_text() + f"import atexit, os\natexit.register({at_the_end})\n")
+    ended = forks.run("specs/tiny.toml", "--dry-run", cwd=study)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), ended.stderr
 
 
 # Values that no one expects, for any place of a spec or of a checkpoint's files.

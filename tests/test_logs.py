@@ -1,6 +1,7 @@
 """What reaches the console and the log file: progress, and nothing that harms a terminal or gives a secret away."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,18 @@ def test_a_folder_that_takes_no_log(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("mine")
     with pytest.raises(SetupError, match="no log can be written"), log_file(tmp_path / "logs", "x"):
         pass
+
+
+def test_a_disk_that_is_full_in_mid_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines that the log cannot take are told of once, and the run goes on."""
+    with log_file(tmp_path, "x"):
+        log = next(one for one in logging.getLogger().handlers if str(tmp_path) in getattr(one, "baseFilename", ""))
+        assert isinstance(log, logging.FileHandler)
+        with Path("/dev/full").open("w") as full:
+            os.dup2(full.fileno(), log.stream.fileno())
+        for _ in range(2):
+            logging.getLogger("runner.test").warning("a line")
+    assert caplog.text.count("cannot be written: No space left on device. The run goes on") == 1
+    assert "Traceback" not in capsys.readouterr().err
