@@ -32,9 +32,15 @@ def _commit() -> str:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
-    return done.stdout.strip() or "unknown"
+    commit = _git(root, "describe", "--always", "--abbrev=40")
+    # `describe --dirty` would refresh the checkout's index, and hold its lock for that.
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if commit and changed else commit or "unknown"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603 - ours
 
 
 def machine_facts(device: Any) -> dict[str, str]:

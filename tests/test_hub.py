@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_errors import Command, refused
+from helpers import Command, refused
 
 MODEL = "acme/tiny"
 COMMIT = "a" * 40
@@ -128,6 +128,7 @@ def cut(request: http.server.BaseHTTPRequestHandler) -> None:
     request.close_connection = True
 
 
+@pytest.mark.slow
 def test_a_model_from_the_hub(fetch: Command, hub: Hub) -> None:
     """A Hub that works; and once it is gone, the cache does."""
     run = fetch()
@@ -138,6 +139,7 @@ def test_a_model_from_the_hub(fetch: Command, hub: Hub) -> None:
     assert "what is in the cache must do" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -160,6 +162,7 @@ def test_a_hub_that_does_not_give(fetch: Command, hub: Hub, fault: Answer, words
     assert time.monotonic() - started < SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [(status(500), ["the Hub answered 500"]), (status(429), ["the Hub answered 429"]), (cut, [MODEL])],
