@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from runner.cli_parser import build_check_parser, build_parser, build_report_parser, build_verify_parser
-from runner.errors import SetupError, SpecError, Terminated
+from runner.errors import SetupError, SpecError, Terminated, forget_stop, stop
 
 if TYPE_CHECKING:  # everything that takes its time is imported behind the boundary that `main` is
     from runner.spec import Spec
@@ -59,8 +58,12 @@ def _obey(arguments: list[str], place: list[Path]) -> int:
         options = parser().parse_args(arguments[1:] if command else arguments)
     except SystemExit as end:  # argparse has said why
         return end.code if isinstance(end.code, int) else 0
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started this in the background
+    forget_stop()
+    signal.signal(signal.SIGTERM, lambda *_: stop(Terminated))
+    # Also where a shell started this in the background, which ignores it.
+    signal.signal(signal.SIGINT, lambda *_: stop(KeyboardInterrupt))
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _complain
     # Bit-equal products whatever the alignment of their operands: a row's numbers then do not depend on where in a
     # batch it stands. MKL reads this when it is loaded, so it has to be set before torch is imported.
     os.environ.setdefault("MKL_CBWR", "AUTO")
@@ -176,8 +179,10 @@ COMMANDS = {
 }
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _complain(dropped: "sys.UnraisableHookArgs") -> None:
+    """Say what Python drops, unless a signal meant it: then the run soon ends for it (`errors.stop_if_asked`)."""
+    if not isinstance(dropped.exc_value, KeyboardInterrupt | Terminated):
+        sys.__unraisablehook__(dropped)
 
 
 def _ignore_signals() -> None:

@@ -1,6 +1,6 @@
-"""The two kinds of error that a user can mend, with the exit codes of the command; a full device; and SIGTERM."""
+"""The two kinds of error that a user can mend, with their exit codes; a full device; and what asks to stop."""
 
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 
 class DegradeError(Exception):
@@ -27,3 +27,31 @@ class DeviceMemoryError(Exception):
 
 class Terminated(BaseException):
     """SIGTERM arrived; no `except` on the way may swallow it."""
+
+
+_asked_to_stop: list[type[BaseException]] = []
+
+
+def stop(kind: type[BaseException]) -> NoReturn:
+    """Raise what a signal means; Python drops it where it strikes in a destructor or in a callback of a weak reference.
+
+    Raises:
+        BaseException: of that kind.
+    """
+    _asked_to_stop.append(kind)
+    raise kind
+
+
+def stop_if_asked() -> None:
+    """Raise what a signal meant, if that was dropped where it struck.
+
+    Raises:
+        BaseException: of the kind that the signal stands for.
+    """
+    if _asked_to_stop:
+        raise _asked_to_stop[-1]
+
+
+def forget_stop() -> None:
+    """Whoever asked to stop has been obeyed, or asked somebody before."""
+    _asked_to_stop.clear()

@@ -10,7 +10,7 @@ from attrs import asdict, frozen
 
 from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
-from runner.errors import DeviceMemoryError, SetupError
+from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.model_load import choose_device
 from runner.results_record import experiment_id
 from runner.results_sidecar import Sidecar
@@ -121,6 +121,7 @@ def run_experiment(study: Study, experiment: Experiment, worker: Worker, progres
                 PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices
             )
             for batch in worker.answers(units, most):
+                stop_if_asked()
                 for done in writer.write(batch, shape):
                     left[done.condition].remove(done.prompt_index)
             rows = min(2 * shape.rows, most)  # if requests are left, there is room for more rows

@@ -1,9 +1,11 @@
 """The whole command on a tiny model, as a user runs it: records, resume, kills, guards."""
 
 import json
+import os
 import random
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from forkserver import ForkServer
-from helpers import Command, done, records_in
+from helpers import PROGRAMS, Command, done, records_in
 from records import parse
 
 FIELDS = """
@@ -226,3 +228,17 @@ def test_a_file_replaced_during_a_run_ends_it(study: Path, forks: ForkServer) ->
     assert path.read_text() == "mine\n"
     assert 0 < len(json.loads(kept.read_text())) < 200
     assert kept.with_suffix(".toml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_that_python_drops_is_obeyed(study: Path, name: str, code: int, word: str) -> None:
+    """It strikes in a callback of a weak reference; the run ends before the next batch is written."""
+    command = [sys.executable, PROGRAMS / "swallow_signal.py", name, "specs/tiny.toml"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(command, cwd=study, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == code, run.stderr
+    assert f"degrade: {word}" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout.strip() == "batches 1"
+    assert 0 < len(records_in(study / "results")) < 60

@@ -22,6 +22,7 @@ def status(code: int) -> Answer:
     def answer(request: http.server.BaseHTTPRequestHandler) -> None:
         request.send_response(code)
         request.send_header("Content-Length", "0")
+        request.send_header("Retry-After", "0")  # else its client waits for half a minute in all
         request.end_headers()
 
     return answer
