@@ -68,6 +68,19 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """The tests, and which lines and branches of `runner` they reach without a GPU; under 95 % is a failure."""
+    install_project(session, *groups("tests", "coverage"), extra="[report]")
+    session.install(*DEMO_MODEL)
+    # An absolute path: commands of the tests run in folders of their own.
+    env = {"OMP_NUM_THREADS": "1", "COVERAGE_FILE": str(Path(session.create_tmp()).resolve() / "coverage")}
+    session.run("coverage", "erase", env=env)
+    session.run("coverage", "run", "-m", "pytest", "-n", "2", "--dist", "worksteal", *session.posargs, env=env)
+    session.run("coverage", "combine", "--quiet", env=env)
+    session.run("coverage", "report", env=env)
+
+
+@nox.session
 def torture(session: nox.Session) -> None:
     """Power cuts and faults of system calls at every moment of small runs: 20 minutes; `--every 10`: fewer faults."""
     install_project(session, *groups("tests"), extra="[report]")

@@ -353,3 +353,10 @@ def test_entries_that_somebody_edited_are_read_as_any_toml(path: Path, change: t
             parse_toml(data)
     else:
         assert parse_toml(data) == expected
+
+
+def test_entries_that_are_written_in_another_way_are_kept(path: Path) -> None:
+    """The fast way must not forget those that it does not see."""
+    data = without_torn_end(sidecar_path(path).read_bytes())
+    data = data.replace(b"[[provenance.evidence]]\n", b"[[provenance.evidence]]  # the first\n", 1)
+    assert parse_toml(data) == tomllib.loads(data.decode())

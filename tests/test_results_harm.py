@@ -18,6 +18,7 @@ from records import open_results, parse, record
 from runner.errors import SetupError
 from runner.results_checksum import sealed
 from runner.results_open import read_records
+from runner.results_sidecar import read_sidecar, sidecar_path
 
 
 def write(path: Path, numbers: range) -> None:
@@ -309,6 +310,15 @@ def test_what_is_no_file_is_a_sentence(path: Path, kind: str) -> None:
     for attempt in (open_results, read_records):
         with pytest.raises(SetupError, match=f"{path}: (is no file|cannot be opened)"):
             attempt(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_sidecar_that_is_no_file_is_a_sentence(path: Path, make: Callable[[Path], None]) -> None:
+    """The same for what stands beside the results file."""
+    path.parent.mkdir()
+    make(sidecar_path(path))
+    with pytest.raises(SetupError, match="is no file, and the sidecar should be there"):
+        read_sidecar(path)
 
 
 def test_force_replaces_when_the_first_record_is_written(path: Path) -> None:
