@@ -64,6 +64,7 @@ def flips(data: bytes) -> list[bytes]:
     return [data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :] for at in range(len(data)) for bit in range(8)]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_twenty_records_is_noticed(tmp_path: Path) -> None:
     """In a value, a key, a bracket, between the lines, in the checksum and in its name; and none is read as data."""
     small = tmp_path / "outputs.json"

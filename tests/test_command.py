@@ -112,6 +112,7 @@ def test_more_repeats_rerun_nothing(study: Path, degrade: Command) -> None:
     assert records_in(study / "results") == records_in(study / "at_once")
 
 
+@pytest.mark.slow
 def test_prompts_in_another_order_or_fewer(finished: Path, degrade: Command) -> None:
     """A record does not depend on who shares its batch: permuted prompts give the same answers."""
     module = finished / "prompts" / "questions.py"

@@ -48,6 +48,7 @@ def test_fewer_rows_after_an_overflow(study: Path) -> None:
     assert {record["batch_size_effective"] for record in records} == {ROWS_THAT_FIT}
 
 
+@pytest.mark.slow
 def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that had to use fewer rows goes on with them, so that its records fit those before."""
     with monkeypatch.context() as patch:
