@@ -5,6 +5,7 @@ import os
 # As the command does, and as early: MKL reads it when torch loads it.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -24,6 +25,15 @@ def forks() -> Iterator[ForkServer]:
     server = ForkServer(cold=torch.cuda.is_available())  # CUDA cannot be used in a fork of what looked for it
     yield server
     server.close()
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers() -> Iterator[None]:
+    """Handlers of the log that a command in this process sets up end with its test: their stream is closed then."""
+    root = logging.getLogger()
+    before = [*root.handlers]
+    yield
+    root.handlers = before
 
 
 @pytest.fixture(scope="session")

@@ -58,14 +58,9 @@ def test_a_folder_that_takes_no_log(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_in_mid_run(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Lines that the log cannot take are told of once, and the run goes on."""
-    # Without what tests before have left there, whose streams are closed by now.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
     with log_file(tmp_path, "x"):
         log = next(one for one in logging.getLogger().handlers if str(tmp_path) in getattr(one, "baseFilename", ""))
         assert isinstance(log, logging.FileHandler)
