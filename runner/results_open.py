@@ -55,15 +55,6 @@ def each_record(path: Path) -> Iterator[dict[str, Any]]:
     whole(scan, path)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file at once.
-
-    Raises:
-        SetupError: as `each_record` does.
-    """
-    return list(each_record(path))
-
-
 def open_results(path: Path, take: Take, keep: Keep = lambda _: False, *, force: bool = False) -> ResultsFile:
     """The file, created if missing, locked and repaired; `take` gets each record in it.
 

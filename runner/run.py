@@ -101,7 +101,7 @@ def check_model_of(experiment: Experiment, spec: Spec, worker: Worker) -> None:
     """
     witnesses = witnesses_of(experiment.past, spec)
     digests = worker.digests([witness.damage for witness in witnesses])
-    check_same_model(experiment.past, worker.facts(), dict(zip(witnesses, digests, strict=True)))
+    check_same_model(experiment.past, worker.facts, dict(zip(witnesses, digests, strict=True)))
 
 
 def run_experiment(study: Study, experiment: Experiment, worker: Worker, progress: Progress) -> None:
@@ -116,7 +116,7 @@ def run_experiment(study: Study, experiment: Experiment, worker: Worker, progres
     while any(left.values()):
         try:
             start = worker.set_shape(shape)
-            writer = writer or open_writer(study, experiment, worker.facts(), start, progress)
+            writer = writer or open_writer(study, experiment, worker.facts, start, progress)
             units = work_units(
                 PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices
             )

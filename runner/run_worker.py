@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Self
 
 from attrs import evolve
@@ -42,6 +43,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._restore.close()
 
+    @cached_property
     def facts(self) -> WorkerFacts:
         """What is known before anything is decoded."""
         context = self._context

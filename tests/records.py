@@ -27,6 +27,11 @@ def open_results(
     return results_open.open_results(path, found.append, keep, force=force), found
 
 
+def read_records(path: Path) -> Records:
+    """The records of a results file at once, as the package reads them."""
+    return list(results_open.each_record(path))
+
+
 def parse(path: Path) -> Records:
     """The file as every JSON reader sees it, without the fields that seal a record."""
     found: Records = json.loads(path.read_text(encoding="utf-8"))

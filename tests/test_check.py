@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import open_results, parse, record
+from records import open_results, parse, read_records, record
 
 from runner.cli import main
 from runner.errors import SetupError
@@ -22,7 +22,7 @@ from runner.results_check import check, look
 from runner.results_checksum import SCHEMA_VERSION, is_intact, sealed, spoilt_parts, without_torn_end
 from runner.results_guard import check_settings
 from runner.results_layout import Scan
-from runner.results_open import each_record, read_records
+from runner.results_open import each_record
 from runner.results_record import guarded_settings
 from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
 from runner.results_summary import RecordSummary

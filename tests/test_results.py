@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from records import Records, open_results, parse, record
+from records import Records, open_results, parse, read_records, record
 
 from runner.errors import SetupError
-from runner.results_open import read_records, results_path
+from runner.results_open import results_path
 from runner.results_summary import key_of
 
 TEXTS = st.text() | st.sampled_from(["a\nb", "\u2028\u2029", "😀", 'say "]"', "},\n{", "\\", "\x00\x7f", "[\n]\n"])

@@ -13,11 +13,10 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from records import open_results, parse, record
+from records import open_results, parse, read_records, record
 
 from runner.errors import SetupError
 from runner.results_checksum import sealed
-from runner.results_open import read_records
 from runner.results_sidecar import read_sidecar, sidecar_path
 
 

@@ -67,6 +67,7 @@ class Echo:
     def __exit__(self, *_: object) -> None:
         pass
 
+    @property
     def facts(self) -> WorkerFacts:
         """Those of a tiny model."""
         return WorkerFacts(

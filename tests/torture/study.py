@@ -13,9 +13,9 @@ from attrs import field, frozen
 from forkserver import ForkServer
 from helpers import MAY_DIFFER, done
 from PIL import Image
+from records import read_records
 from tiny import build, tiny_processor, tiny_tokenizer
 
-from runner.results_open import read_records
 from runner.results_sidecar import EVIDENCE_KEY, read_sidecar
 from torture.disk import State
 
