@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
@@ -60,9 +60,11 @@ def record(study: Study, scenario: Scenario, place: Path) -> Recording:
     """Run a scenario to its end in a new folder, recorded."""
     results, log = place / "results", place / "log"
     place.mkdir()
-    restore(scenario.before, results)
-    with recorded(study.server.process.pid, log):
-        done(study.run(scenario, results, *["--force"] * scenario.force))
+    for recording in (nullcontext(), recorded(study.server.process.pid, log)):  # bytecode is written by the first run
+        shutil.rmtree(results, ignore_errors=True)
+        restore(scenario.before, results)
+        with recording:
+            done(study.run(scenario, results, *["--force"] * scenario.force))
     there = {*scenario.before, *(["results"] if scenario.before else [])}
     return Recording(study, scenario, list(operations(log, results, there)), results)
 
