@@ -142,14 +142,21 @@ def _run(options: argparse.Namespace) -> int:
     logger.info("degrade %(degrade)s, commit %(commit)s, torch %(torch)s, transformers %(transformers)s", versions())
     # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first log line.
     from runner import cli_dry_run, model_load, run
+    from runner.run_workers import Asked
 
     model_load.quieten()
+    asked = Asked(
+        gpus=options.gpus,
+        processes=options.processes,
+        gpus_per_model=options.gpus_per_model,
+        ray_address=options.ray_address,
+    )
     for path, spec in specs:
         logger.info("spec %s", path)
         if options.dry_run:
             cli_dry_run.preview(spec, path.parent, options.results, cli_console.output, force=options.force)
         else:
-            run.run(spec, path.parent, options.results, force=options.force)
+            run.run(spec, path.parent, options.results, force=options.force, asked=asked)
     return 0
 
 

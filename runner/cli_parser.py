@@ -34,11 +34,27 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path(os.environ.get("DEGRADE_RESULTS") or "results"),
                         metavar="DIR", help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
     parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
+    workers = parser.add_argument_group("workers, each with a model of its own (one for every GPU that is visible)")
+    workers.add_argument("--gpus", type=_count, metavar="N", help="use N GPUs; 1 needs no other process")
+    workers.add_argument("--processes", type=_count, metavar="N", help="with --device cpu: N workers")
+    workers.add_argument("--gpus-per-model", type=_count, metavar="N", help="spread every model over N GPUs")
+    workers.add_argument("--ray-address", metavar="ADDRESS", help="the GPUs of a Ray cluster: auto, or HOST:PORT")
     parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
     parser.add_argument("--force", action="store_true",
                         help="run everything again; the old file is kept under a dated name")  # fmt: skip
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
+
+
+def _count(text: str) -> int:
+    """A number of workers or GPUs.
+
+    Raises:
+        ArgumentTypeError: it is no whole number above 0.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def build_verify_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from runner.decode_step import DecodeState
 logger = logging.getLogger(__name__)
 
 Name = Literal["fused", "graph", "plain"]
+SLOWEST_FIRST: tuple[Name, ...] = ("plain", "graph", "fused")
 TRIAL_ROWS = 8
 LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other side of top-p makes another draw
 

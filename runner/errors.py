@@ -25,6 +25,10 @@ class DeviceMemoryError(Exception):
     """A batch does not fit into the memory of a device; fewer rows may."""
 
 
+class WorkerLostError(Exception):
+    """The process of a worker is gone, or what it ran into may have spoilt it; another can do the same work."""
+
+
 class Terminated(BaseException):
     """SIGTERM arrived; no `except` on the way may swallow it."""
 

@@ -186,6 +186,11 @@ def _fits(config: Any, element_size: int, device: torch.device) -> bool:
     return has_room(device, size)
 
 
+def fits(model: Model, device: torch.device) -> bool:
+    """Whether one GPU holds the model of a spec; 4-bit weights are never spread."""
+    return model.load_4bit or _fits(load_config(locate(model)), getattr(torch, model.dtype).itemsize, device)
+
+
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """The token ids that end an answer: those of the generation config and the tokenizer's, all of them."""
     given = model.generation_config.eos_token_id

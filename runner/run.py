@@ -25,9 +25,8 @@ from runner.run_resume import (
     static_shape,
     witnesses_of,
 )
-from runner.run_setup import prepare_run
 from runner.run_start import Start
-from runner.run_worker import Worker
+from runner.run_workers import Asked, Workers, start_workers
 from runner.run_writer import RecordWriter
 from runner.spec import Spec
 from runner.task_prompts import Prompt
@@ -45,7 +44,7 @@ class Study:
     tokens: Tokens
 
 
-def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) -> None:
+def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False, asked: Asked = Asked()) -> None:  # noqa: B008 - it is frozen
     """Do what of a spec is not done yet, and append it to the results files.
 
     Raises:
@@ -59,17 +58,23 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
             check_finished(experiments, spec, inputs)
             logger.info("%s: nothing to do, every record is there", spec.name)
             return
-        device = choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
+        if not asked.ray_address:
+            choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         experiments = [experiment for experiment in experiments if experiment.pending]
-        context = prepare_run(spec, inputs, tokens, groups_of(experiments, spec), device)
-        with Worker(context) as worker:
+        units = sum(len(work_units(experiment.pending)) for experiment in experiments)
+        with start_workers(asked, spec, inputs, tokens, groups_of(experiments, spec), units) as worker:
             experiments = [guarded(e, partial(check_model_of, e, spec, worker)) for e in experiments]
             with Progress([pending for experiment in experiments for pending in experiment.pending]) as progress:
                 for experiment in experiments:
                     with log_file(results / "logs", experiment_id(spec, experiment.method)):
                         run_experiment(Study(spec, inputs.prompts, tokens), experiment, worker, progress)
+            if worker.failures:
+                raise SetupError(
+                    f"{len(worker.failures)} damaged models could not be asked, the log says which and why; everything "
+                    "else is saved: run the same command again"
+                )
 
 
 def check_finished(experiments: Sequence[Experiment], spec: Spec, inputs: TaskInputs) -> None:
@@ -93,7 +98,7 @@ def groups_of(experiments: Sequence[Experiment], spec: Spec) -> set[str]:
     return {*spec.selections(), *again}
 
 
-def check_model_of(experiment: Experiment, spec: Spec, worker: Worker) -> None:
+def check_model_of(experiment: Experiment, spec: Spec, worker: Workers) -> None:
     """Refuse to go on with a file of another model; the worker's must be intact.
 
     Raises:
@@ -104,7 +109,7 @@ def check_model_of(experiment: Experiment, spec: Spec, worker: Worker) -> None:
     check_same_model(experiment.past, worker.facts, dict(zip(witnesses, digests, strict=True)))
 
 
-def run_experiment(study: Study, experiment: Experiment, worker: Worker, progress: Progress) -> None:
+def run_experiment(study: Study, experiment: Experiment, worker: Workers, progress: Progress) -> None:
     """Every condition of one method: hand out units of work, write what comes back.
 
     The static shape is decided here: fewer rows where a device has no memory for them, more as soon as it has.
@@ -124,13 +129,16 @@ def run_experiment(study: Study, experiment: Experiment, worker: Worker, progres
                 stop_if_asked()
                 for done in writer.write(batch, shape):
                     left[done.condition].remove(done.prompt_index)
+            for failure in worker.failures:
+                for pending in failure.unit.pending:
+                    left.pop(pending.condition, None)
             rows = min(2 * shape.rows, most)  # if requests are left, there is room for more rows
         except DeviceMemoryError:
             rows = model_memory.rows_after_overflow(shape.rows)
         shape = shape.with_rows(rows)
 
 
-def most_rows(study: Study, experiment: Experiment, worker: Worker) -> int:
+def most_rows(study: Study, experiment: Experiment, worker: Workers) -> int:
     """The rows of a batch when memory allows: what the spec says, or as many as one damaged model has requests."""
     limit, prompts = study.spec.generation.max_batch_size, len(study.prompts)
     if limit != "auto":
@@ -155,7 +163,7 @@ def open_writer(
         "model": facts.model,
         "generation_config": dict(facts.checkpoint_settings),
         "prompts_digest": env_provenance.prompts_digest(study.prompts),
-        "tokens_digest": tokens_digest([token for ids in tokens.ids for token in (*ids, -1)]),
+        "tokens_digest": tokens_digest(tokens.flat),
         "perplexity_digest": text_digest(tokens.perplexity_ids) or "none",
         "picture": tokens.image_inputs.digest if tokens.image_inputs else "none",
         "groups": {group: list(facts.tensors[group]) for group in groups},

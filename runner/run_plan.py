@@ -109,8 +109,22 @@ class AnswerBatch:
     reports: tuple[DamageReport, ...]  # of models that no batch before was about, the last being that of this batch
     report: DamageReport
     answers: tuple[Answer, ...]
+    device: str
     seconds: float  # they add up over batches
     memory_used: float | None  # the largest fraction of the device's memory since the batch before; None on the CPU
+
+
+@frozen
+class Failure:
+    """A unit that no worker could do, and why not."""
+
+    unit: WorkUnit
+    reason: str
+
+    @property
+    def condition(self) -> Condition:
+        """The first of those that it stands for."""
+        return self.unit.pending[0].condition
 
 
 def all_conditions(spec: Spec) -> list[Condition]:

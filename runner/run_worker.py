@@ -12,12 +12,13 @@ from runner import model_memory
 from runner.cli_boundary import is_out_of_memory
 from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape, Completion, Request
+from runner.decode_engine import EngineChoice
 from runner.decode_scheduler import BatchScheduler, FinishedBatch
 from runner.env_provenance import machine_facts
 from runner.errors import DeviceMemoryError
 from runner.model_likelihood import perplexity
 from runner.model_vision import damages_vision
-from runner.run_plan import Answer, AnswerBatch, Condition, DamageReport, WorkerFacts, WorkUnit
+from runner.run_plan import Answer, AnswerBatch, Condition, DamageReport, Failure, WorkerFacts, WorkUnit
 from runner.run_setup import RunContext
 from runner.run_start import Start, ask, make_scheduler, start_check
 from runner.spec_methods import Damage
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 class Worker:
     """A model on its device; leaving the `with` block restores every bit of it."""
+
+    failures: Sequence[Failure] = ()  # what cannot be done ends the run; a pool goes on with the rest
 
     def __init__(self, context: RunContext) -> None:
         """`context` holds the intact model, which is this worker's from now on."""
@@ -85,6 +88,23 @@ class Worker:
         self._scheduler = scheduler
         return self._start
 
+    def use(self, engine: EngineChoice) -> None:
+        """Decode with this engine from now on, which others use that could use a faster one.
+
+        Raises:
+            DeviceMemoryError: what it needs does not fit.
+        """
+        if self._scheduler is None or self._start is None:
+            raise AssertionError("a shape comes first")
+        with _too_many_rows():
+            self._scheduler.use(engine)
+        self._start = evolve(self._start, engine=engine)
+
+    def may_grow(self, most_rows: int) -> bool:
+        """Whether more rows than those of the shape would fit in memory, up to `most_rows`."""
+        rows = self._scheduler.shape.rows if self._scheduler else most_rows
+        return model_memory.may_grow(self._context.device, rows, most_rows)
+
     def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[AnswerBatch]:
         """Damage the model and let it answer, unit by unit, in the shape that was set.
 
@@ -101,7 +121,7 @@ class Worker:
 
         def damaged_models() -> Iterator[list[Request]]:
             for unit in units:
-                if reports and model_memory.may_grow(context.device, scheduler.shape.rows, most_rows):
+                if reports and self.may_grow(most_rows):
                     return
                 reports.append(self._damage(unit))
                 self._look(unit, scheduler)
@@ -149,6 +169,7 @@ class Worker:
             reports=tuple(reports[told : ended.unit + 1]),
             report=reports[ended.unit],
             answers=tuple(map(self._answer, ended.completions)),
+            device=self.facts.device,
             seconds=ended.seconds,
             memory_used=model_memory.used_fraction(self._context.device),
         )

@@ -44,7 +44,7 @@ class RecordWriter:
             make_record(
                 self.spec,
                 answer.id.condition,
-                self._answer_fields(answer, shape) | of_all | self._identity_fields(answer),
+                {"device": batch.device} | self._answer_fields(answer, shape) | of_all | self._identity_fields(answer),
             )
             for answer in batch.answers
         ]
@@ -69,7 +69,6 @@ class RecordWriter:
         index = answer.id.prompt_index
         text = self.prompts[index].text
         return {
-            "device": self.facts.device,
             "prompt_id": self.prompt_ids[text],
             "prompt_text": text,
             "output": answer.text,

@@ -43,6 +43,11 @@ class Tokens:
     perplexity_ids: Sequence[int] = ()  # of the text whose perplexity is measured
     image_inputs: ImageInputs | None = None
 
+    @property
+    def flat(self) -> list[int]:
+        """The tokens of all prompts, -1 behind each, of which a run's digest is made."""
+        return [token for ids in self.ids for token in (*ids, -1)]
+
 
 def check(spec: Spec, spec_folder: Path) -> TaskInputs:
     """Prompts and picture of a spec, after everything that can be refused without a model."""

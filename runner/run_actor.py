@@ -1,0 +1,55 @@
+"""The process of one worker that Ray started: the environment of the driver first, then what reads it, then calls."""
+
+import logging
+import os
+import pickle
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Said = tuple[str, int, str]  # logger, level, message
+
+
+class Actor:
+    """What Ray makes an actor of; imported without torch, which reads the environment when it is loaded."""
+
+    def __init__(self, environment: Mapping[str, str], assignment: bytes) -> None:
+        """`assignment` is a pickled `run_remote.Assignment`."""
+        os.environ.update(environment)
+        from runner.run_remote import RemoteWorker
+
+        self._worker = RemoteWorker(pickle.loads(assignment))  # noqa: S301 - of our driver
+        self._said = list[Said]()
+        log = logging.getLogger("runner")
+        log.setLevel("DEBUG")
+        log.propagate = False
+        log.addHandler(_Collector(self._said))
+
+    def call(self, method: str, arguments: Sequence[Any]) -> tuple[Any, Exception | None, list[Said]]:
+        """What a method of the worker gave or raised, and what was logged meanwhile."""
+        from runner.cli_boundary import first_line, foreseen
+        from runner.errors import DeviceMemoryError, WorkerLostError
+
+        value: Any = None
+        error: Exception | None = None
+        try:
+            value = getattr(self._worker, method)(*arguments)
+        except DeviceMemoryError:
+            error = DeviceMemoryError()
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the driver decides
+            logging.getLogger(__name__).debug("%s", traceback.format_exc())
+            error = foreseen(raised) or WorkerLostError(f"{type(raised).__name__}: {first_line(raised)}")
+        said = [*self._said]
+        self._said.clear()
+        return value, error, said
+
+
+class _Collector(logging.Handler):
+    """Keeps what is logged for the driver, whose log is the only one."""
+
+    def __init__(self, said: list[Said]) -> None:
+        super().__init__()
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append((record.name, record.levelno, record.getMessage()))

@@ -1,0 +1,214 @@
+"""The workers of a pool: started, asked, started again where one died, left out where one cannot do what others do."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from runner.decode_batch import BatchShape
+from runner.decode_engine import EngineChoice
+from runner.errors import DegradeError, DeviceMemoryError, SetupError, SpecError, stop_if_asked
+from runner.run_plan import WorkerFacts
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+MOST_STARTS = 3  # in a row without an answer
+# Of the first start, and at least so many seconds: then the others are not waited for, and join when they are ready.
+PATIENCE_FACTOR, PATIENCE_SECONDS = 2.0, 60.0
+LONGEST_START_SECONDS = 3600.0  # where no worker works: the model may have to be fetched first
+
+
+@frozen
+class Reply:
+    """What became of a call: a value, or an error; where the process is gone, one reply stands for all its calls."""
+
+    worker: int
+    method: str
+    arguments: tuple[Any, ...] = ()
+    value: Any = None
+    error: Exception | None = None
+
+
+class Processes(Protocol):
+    """Worker processes, numbered from 0; each obeys its calls, methods of `run_remote.RemoteWorker`, in their order."""
+
+    count: int
+
+    def now(self) -> float:
+        """Seconds of a clock."""
+
+    def send(self, worker: int, method: str, *arguments: Any) -> None:
+        """Call a method; the reply comes later."""
+
+    def replies(self, timeout: float) -> Sequence[Reply]:
+        """What came back, waiting at most so many seconds for the first."""
+
+    def restart(self, worker: int) -> None:
+        """End what is left of a worker, forget its calls, and begin another in its place."""
+
+    def stop(self, worker: int) -> None:
+        """End a worker for good, and forget its calls."""
+
+
+class Members:
+    """Workers in other processes, of which some are ready."""
+
+    def __init__(self, processes: Processes) -> None:
+        """Waits until the workers are there.
+
+        Raises:
+            DegradeError: none of them can work.
+        """
+        self.processes = processes
+        self.ready: dict[int, WorkerFacts] = {}
+        self.starting: dict[int, float] = {}  # since when
+        self.known: dict[int, WorkerFacts] = {}  # of every worker that ever was ready
+        self._losses: Counter[int] = Counter()  # of each worker since its last answer
+        self._joins: tuple[BatchShape, EngineChoice] | None = None  # how the others decode
+        self._why_none: Exception = SetupError("no worker could be started")
+        for worker in range(processes.count):
+            self._begin(worker)
+        self._wait_for_start()
+
+    def ask(self, workers: Iterable[int], method: str, *arguments: Any) -> dict[int, Any]:
+        """What each of some workers says; one that is lost meanwhile, or cannot, is missing.
+
+        Raises:
+            DeviceMemoryError: one of them ran out of memory.
+            DegradeError: no worker is left.
+        """
+        waiting, values, overflow = set(workers), dict[int, Any](), list[DeviceMemoryError]()
+        for worker in waiting:
+            self.processes.send(worker, method, *arguments)
+        while waiting:
+            for reply in self.next_replies():
+                if reply.worker not in waiting or reply.method != method:
+                    self.take_start(reply)
+                    continue
+                waiting.remove(reply.worker)
+                if isinstance(reply.error, DeviceMemoryError):
+                    overflow.append(reply.error)
+                elif reply.error is not None:
+                    self._refuse(reply.worker, reply.error)
+                else:
+                    values[reply.worker] = reply.value
+        if overflow:
+            raise overflow[0]
+        return values
+
+    def ask_all(self, method: str, *arguments: Any) -> dict[int, Any]:
+        """What the workers that are ready say, at least one of them; raises as `ask` does."""
+        while not (found := self.ask(self.ready, method, *arguments)):
+            self._take_starts()
+        return found
+
+    def next_replies(self) -> Sequence[Reply]:
+        """What came back by now, waiting a little.
+
+        Raises:
+            DegradeError: there is no worker, and none will come.
+        """
+        now = self.processes.now()
+        if not self.ready and all(now - begun > LONGEST_START_SECONDS for begun in self.starting.values()):
+            raise self._why_none
+        replies = self.processes.replies(POLL_SECONDS)
+        stop_if_asked()
+        return replies
+
+    def take_start(self, reply: Reply) -> None:
+        """The next step of a worker's start: after its facts the shape and engine of the others, if they have one."""
+        worker = reply.worker
+        if reply.error is not None:
+            self._refuse(worker, reply.error)
+            return
+        if reply.method == "facts":
+            first = next(iter(self.known.values()), reply.value)
+            if different := difference(reply.value, first):
+                self._refuse(worker, SetupError(f"its {different} is not that of the others"))
+                return
+            self.known[worker] = reply.value
+        if reply.arguments == (self._joins or ()):
+            self.ready[worker] = self.known[worker]
+            self.starting.pop(worker, None)
+        elif self._joins:
+            self.processes.send(worker, "join", *self._joins)
+
+    def decode_as(self, shape: BatchShape, engine: EngineChoice, decoding: Iterable[int]) -> None:
+        """From now on all decode like this; those that are ready and do not yet join first."""
+        self._joins = (shape, engine)
+        for worker in self.ready.keys() - set(decoding):
+            self.starting[worker] = self.processes.now()
+            del self.ready[worker]
+            self.processes.send(worker, "join", shape, engine)
+
+    def has_answered(self, worker: int) -> None:
+        """A worker does its work, and may be lost as often again."""
+        self._losses[worker] = 0
+
+    def begin_again(self, worker: int, reason: str) -> None:
+        """Start a worker that is lost, in a new process; not without end."""
+        self.ready.pop(worker, None)
+        self._losses[worker] += 1
+        if self._losses[worker] > MOST_STARTS:
+            self._refuse(worker, SetupError(f"{reason}, {MOST_STARTS} times in a row"))
+            return
+        logger.warning("worker %d: %s; it is started again", worker, reason)
+        self.processes.restart(worker)
+        self._begin(worker)
+
+    def _begin(self, worker: int) -> None:
+        self.starting[worker] = self.processes.now()
+        self.processes.send(worker, "facts")
+
+    def _refuse(self, worker: int, error: Exception) -> None:
+        """Go on without a worker that cannot do its work; one whose process is gone begins again.
+
+        Raises:
+            SpecError: what is wrong is the spec, for which one worker is as good as another.
+        """
+        if isinstance(error, SpecError):
+            raise error
+        if not isinstance(error, DegradeError | DeviceMemoryError):
+            self.begin_again(worker, in_words(error))
+            return
+        self._why_none = SetupError(in_words(error))
+        logger.warning("worker %d is left out: %s", worker, in_words(error))
+        self.ready.pop(worker, None)
+        self.starting.pop(worker, None)
+        self.processes.stop(worker)
+
+    def _wait_for_start(self) -> None:
+        """Wait for the first worker, and not much longer for the others."""
+        begun, limit = self.processes.now(), float("inf")
+        while self.starting and self.processes.now() < limit:
+            self._take_starts()
+            if self.ready and limit == float("inf"):
+                now = self.processes.now()
+                limit = now + max(PATIENCE_FACTOR * (now - begun), PATIENCE_SECONDS)
+        if not self.ready:
+            raise self._why_none
+        if self.starting:
+            logger.warning("%d workers are ready: beginning without %d others", len(self.ready), len(self.starting))
+        gpus = {facts.machine["gpu"] for facts in self.ready.values() if "gpu" in facts.machine}
+        if len(gpus) > 1:
+            logger.warning("different GPUs, whose sums may round differently: %s", ", ".join(sorted(gpus)))
+
+    def _take_starts(self) -> None:
+        for reply in self.next_replies():
+            self.take_start(reply)
+
+
+def difference(facts: WorkerFacts, others: WorkerFacts) -> str | None:
+    """In what a worker's model is another than that of the others."""
+    names = ("model_digest", "checkpoint_settings", "tensors", "model")
+    return next((name for name in names if getattr(facts, name) != getattr(others, name)), None)
+
+
+def in_words(error: Exception | None) -> str:
+    """What an error says, or its kind."""
+    if isinstance(error, DeviceMemoryError):
+        return "it has less memory than the others"
+    return str(error) or type(error).__name__

@@ -1,0 +1,140 @@
+"""Several workers as one: units of work go to whoever is free, again where a worker died, and come back once."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+from attrs import define, field
+
+from runner.decode_batch import BatchShape
+from runner.decode_engine import SLOWEST_FIRST
+from runner.errors import DeviceMemoryError
+from runner.run_members import Members, Processes, Reply, in_words
+from runner.run_plan import AnswerBatch, Failure, WorkerFacts, WorkUnit
+from runner.run_queue import UnitQueue
+from runner.run_start import Start
+from runner.spec_methods import Damage
+
+logger = logging.getLogger(__name__)
+
+
+@define
+class _Round:
+    """Units handed out until all are done, or until another number of rows is to be tried."""
+
+    queue: UnitQueue
+    overflow: DeviceMemoryError | None = None
+    roomy: set[int] = field(factory=set)  # workers that have memory for more rows
+
+
+class Pool:
+    """Workers in other processes, used as the one of this process is (`run_worker.Worker`)."""
+
+    def __init__(self, processes: Processes) -> None:
+        """Waits until the workers are there.
+
+        Raises:
+            DegradeError: none of them can work.
+        """
+        self._members = Members(processes)
+        self._start: Start | None = None
+        self._round = _Round(UnitQueue(()))
+        self.failures: list[Failure] = []
+
+    @property
+    def facts(self) -> WorkerFacts:
+        """What is known before anything is decoded; all workers agree in it, their machines aside."""
+        return next(iter(self._members.known.values()))
+
+    def digests(self, damages: Iterable[Damage]) -> list[str]:
+        """See `Worker.digests`; the model of each worker has the same digest, and so does what becomes of it.
+
+        Raises:
+            SetupError: it does not.
+        """
+        found: dict[int, list[str]] = self._members.ask_all("digests", list(damages))
+        return next(iter(found.values()))
+
+    def rows_that_fit(self, groups: Iterable[str], length: int) -> int:
+        """See `Worker.rows_that_fit`; those of the worker with the least memory."""
+        found: dict[int, int] = self._members.ask_all("rows_that_fit", sorted(groups), length)
+        return min(found.values())
+
+    def set_shape(self, shape: BatchShape) -> Start:
+        """See `Worker.set_shape`; all use the engine of the slowest, for the sums of another would round otherwise."""
+        starts: dict[int, Start] = self._members.ask_all("set_shape", shape)
+        if self._start is None:
+            self._start = min(starts.values(), key=lambda start: SLOWEST_FIRST.index(start.engine.name))
+        engine = self._start.engine
+        others = [worker for worker, start in starts.items() if start.engine.name != engine.name]
+        for worker in others:
+            logger.warning("worker %d: decodes with engine %s, the fastest that all have", worker, engine.name)
+        self._members.ask(others, "use", engine)
+        self._members.decode_as(shape, engine, starts)
+        return self._start
+
+    def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[AnswerBatch]:
+        """See `Worker.answers`; units end in any order, and what could not be done is added to `failures`.
+
+        Raises:
+            DeviceMemoryError: so many rows do not fit on some worker; what was given before stays true.
+            DegradeError: no worker is left, or two of them disagree.
+        """
+        members, now = self._members, _Round(UnitQueue(units))
+        self._round = now
+        free = set(members.ready)
+        while not now.queue.is_done:
+            if now.overflow is None and not (now.roomy and now.roomy >= members.ready.keys()):
+                self._hand_out(free, most_rows)
+            elif not now.queue.busy:
+                break
+            replies = members.next_replies()
+            for reply in replies:
+                yield from self._take(reply)
+            # Whoever waits may take the units of one that is lost, or what another has for too long.
+            all_done_well = replies and all(reply.error is None for reply in replies)
+            free = {reply.worker for reply in replies} if all_done_well else set(members.ready)
+        for worker in now.queue.busy:
+            members.begin_again(worker, "does not answer, and another did its work")
+        self.failures += now.queue.failures.values()
+        if now.overflow is not None:
+            raise now.overflow
+
+    def doing(self) -> dict[int, str]:
+        """What each worker is at, in words."""
+        units = self._round.queue.first_of_each()
+        found = {worker: str(unit.pending[0].condition) for worker, unit in units.items()}
+        return found | dict.fromkeys(self._members.starting, "starts")
+
+    def _hand_out(self, workers: Iterable[int], most_rows: int) -> None:
+        """Give workers what they should have ahead: a unit to each, then the next to each."""
+        processes, queue = self._members.processes, self._round.queue
+        asking = [worker for worker in sorted(workers) if worker in self._members.ready]
+        while asking:
+            given = [(worker, queue.next_for(worker, processes.now())) for worker in asking]
+            for worker, unit in given:
+                if unit is not None:
+                    processes.send(worker, "answer", *unit, most_rows)
+            asking = [worker for worker, unit in given if unit is not None]
+
+    def _take(self, reply: Reply) -> Sequence[AnswerBatch]:
+        """What a reply brings that is new."""
+        worker, now = reply.worker, self._round
+        if reply.method != "answer":
+            self._members.take_start(reply)
+            return ()
+        number: int = reply.arguments[0]
+        if isinstance(reply.error, DeviceMemoryError):
+            now.overflow = reply.error
+            now.queue.given_back(worker, number)
+            return ()
+        if reply.error is not None:
+            failure = now.queue.lost(worker, in_words(reply.error))
+            if failure is not None:
+                logger.error("%s: given up, no worker could do it: %s", failure.condition, failure.reason)
+            self._members.begin_again(worker, in_words(reply.error))
+            return ()
+        batches, room = reply.value
+        now.roomy = now.roomy | {worker} if room else now.roomy - {worker}
+        self._members.has_answered(worker)
+        is_new = now.queue.answered(worker, number, batches, self._members.processes.now())
+        return batches if is_new else ()

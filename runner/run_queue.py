@@ -1,0 +1,129 @@
+"""Units of work handed out to several workers: who has what, how often it was tried, and what two copies say."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from attrs import define, field
+
+from runner.errors import SetupError
+from runner.run_plan import AnswerBatch, Failure, WorkUnit
+
+MOST_ATTEMPTS = 3
+AHEAD = 2  # units that a worker has at a time, so that it never waits for the next
+# A worker that takes so many times the longest unit, and so many seconds, may never answer: another does the same.
+OVERDUE_FACTOR, OVERDUE_SECONDS = 3.0, 60.0
+
+
+@define
+class _Out:
+    """What a worker has: numbers of units, the first being done since a time."""
+
+    numbers: deque[int] = field(factory=deque)
+    since: float = 0.0
+
+
+class UnitQueue:
+    """The units of one results file, until each was answered once or has failed; times are seconds of any one clock."""
+
+    def __init__(self, units: Iterable[WorkUnit]) -> None:
+        self._units = list(units)
+        self._waiting = deque(range(len(self._units)))
+        self._out: dict[int, _Out] = {}  # by worker
+        self._attempts = [0] * len(self._units)
+        self._answers: dict[int, int] = {}  # of every answered unit, a hash of what was said
+        self._longest = 0.0
+        self.failures: dict[int, Failure] = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every unit was answered or has failed."""
+        return len(self._answers) + len(self.failures) == len(self._units)
+
+    @property
+    def busy(self) -> set[int]:
+        """The workers that have units."""
+        return {worker for worker, out in self._out.items() if out.numbers}
+
+    def first_of_each(self) -> dict[int, WorkUnit]:
+        """What each worker is doing."""
+        return {worker: self._units[out.numbers[0]] for worker, out in self._out.items() if out.numbers}
+
+    def next_for(self, worker: int, now: float) -> tuple[int, WorkUnit] | None:
+        """The unit that a worker gets now, with its number; None where there is none, or it has enough.
+
+        Where nothing waits, an idle worker gets a unit that another had long enough.
+        """
+        out = self._out.setdefault(worker, _Out())
+        if len(out.numbers) >= AHEAD:
+            return None
+        if self._waiting:
+            number = self._waiting.popleft()
+        elif out.numbers or (overdue := self._overdue(now)) is None:
+            return None
+        else:
+            number = overdue
+        if not out.numbers:
+            out.since = now
+        out.numbers.append(number)
+        return number, self._units[number]
+
+    def _overdue(self, now: float) -> int | None:
+        """The number of a unit that only a worker has which may never answer."""
+        limit = max(OVERDUE_FACTOR * self._longest, OVERDUE_SECONDS)
+        late = [number for out in self._out.values() if now - out.since > limit for number in out.numbers]
+        held = [number for out in self._out.values() for number in out.numbers]
+        return next((number for number in late if held.count(number) == 1 and number not in self._answers), None)
+
+    def answered(self, worker: int, number: int, batches: Sequence[AnswerBatch], now: float) -> bool:
+        """Whether these are the first answers of a unit, which then count; a second copy is compared.
+
+        Raises:
+            SetupError: two workers gave different answers, so that neither can be believed.
+        """
+        out = self._out[worker]
+        out.numbers.remove(number)
+        self._longest, out.since = max(self._longest, now - out.since), now
+        said = _hash(batches)
+        if number in self.failures:
+            del self.failures[number]
+        elif (before := self._answers.get(number)) is not None:
+            if before != said:
+                condition = self._units[number].pending[0].condition
+                raise SetupError(
+                    f"{condition}: two workers gave different answers to the same prompts under the same weights. One "
+                    "of the machines computes wrongly; the sidecar lists them. Everything finished is saved"
+                )
+            return False
+        self._answers[number] = said
+        return True
+
+    def given_back(self, worker: int, number: int) -> None:
+        """Let another worker do a unit, or this one later; it does not count as an attempt."""
+        self._out[worker].numbers.remove(number)
+        self._put_back(number)
+
+    def lost(self, worker: int, reason: str) -> Failure | None:
+        """Take back what a worker had that is gone; the unit that it did counts as tried, and may have failed."""
+        numbers = self._out.pop(worker, _Out()).numbers
+        if not numbers:
+            return None
+        first = numbers[0]
+        self._attempts[first] += 1
+        for number in reversed(numbers):
+            self._put_back(number)
+        if self._attempts[first] < MOST_ATTEMPTS or first not in self._waiting:
+            return None
+        self._waiting.remove(first)
+        self.failures[first] = Failure(self._units[first], reason)
+        return self.failures[first]
+
+    def _put_back(self, number: int) -> None:
+        held = any(number in out.numbers for out in self._out.values())
+        if not held and number not in self._answers and number not in self.failures:
+            self._waiting.appendleft(number)
+
+
+def _hash(batches: Sequence[AnswerBatch]) -> int:
+    """Equal for equal answers, in whatever order they ended."""
+    answers = {(answer, batch.report.digest, batch.report.perplexity) for batch in batches for answer in batch.answers}
+    return hash(frozenset(answers))

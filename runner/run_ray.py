@@ -1,0 +1,161 @@
+"""Worker processes as Ray actors, on this host or on a cluster: one process, one model and its GPUs each."""
+
+import logging
+import os
+import pickle
+import shutil
+import signal
+import tempfile
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from attrs import evolve
+from ray.exceptions import RayError
+
+from runner.cli_boundary import first_line
+from runner.errors import SetupError, WorkerLostError
+from runner.run_actor import Actor
+from runner.run_members import Reply
+from runner.run_remote import Assignment, Team
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_STORE = 80 * 2**20  # bytes, about the least that Ray takes: what travels is a few kilobytes
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1",  # a container has 64 MB of /dev/shm
+}
+# What decides about numbers or finds the model; other hosts were started without it.
+TRAVELS = ("MKL_CBWR", "HF_TOKEN", "HF_HUB_OFFLINE", "DISABLE_SAFETENSORS_CONVERSION", "TQDM_DISABLE")
+
+
+class RayProcesses:
+    """The `run_pool.Processes` of a cluster; leaving the `with` block ends them, and the Ray of this host."""
+
+    def __init__(self, assignment: Assignment, team: Team) -> None:
+        """Workers begin to start.
+
+        Raises:
+            SetupError: Ray cannot be started, or there is no cluster at the address.
+        """
+        self.count, self._team = team.workers or 0, team
+        self._assignment = pickle.dumps(assignment)
+        self._folder = tempfile.mkdtemp(prefix="degrade-ray-")  # of sockets, whose paths must be short
+        self._told: set[tuple[int, str]] = set()
+        self._actors = dict[int, Any]()
+        self._calls: dict[Any, Reply] = {}  # by the reference to what will come back
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._connect()
+            self._actors |= {worker: self._actor() for worker in range(self.count)}
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            for number, handler in handlers.items():  # Ray sets its own
+                signal.signal(number, handler)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every worker."""
+        for worker in range(self.count):
+            self.stop(worker)
+        ray.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _connect(self) -> None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        team = self._team
+        here: dict[str, Any] = {
+            "num_cpus": self.count,
+            "num_gpus": self.count * team.gpus_per_model,
+            "include_dashboard": False,
+            "object_store_memory": SMALLEST_STORE,
+            "_plasma_directory": self._folder,
+            "_temp_dir": self._folder,
+        }
+        place = {"address": team.address} if team.address else here
+        try:
+            ray.init(**place, log_to_driver=False, logging_level="error")
+        except (RayError, OSError, ValueError, RuntimeError) as error:
+            where = f"--ray-address: {team.address}" if team.address else "Ray"
+            raise SetupError(f"{where}: cannot be used: {first_line(error)}") from error
+        if team.workers is None:
+            self.count = self._room()
+
+    def _room(self) -> int:
+        """How many workers a cluster has room for.
+
+        Raises:
+            SetupError: none.
+        """
+        resource, each = ("GPU", self._team.gpus_per_model) if self._team.gpus_per_model else ("CPU", 1)
+        room = int(ray.cluster_resources().get(resource, 0) // each)
+        if not room:
+            raise SetupError(f"--ray-address: the cluster at {self._team.address} has no {resource} for a worker")
+        return room
+
+    def _actor(self) -> Any:
+        environment = {name: os.environ[name] for name in TRAVELS if name in os.environ}
+        kind = ray.remote(Actor).options(num_cpus=1, num_gpus=self._team.gpus_per_model, max_restarts=0)
+        return kind.remote(environment, self._assignment)
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock."""
+        return time.monotonic()
+
+    def send(self, worker: int, method: str, *arguments: Any) -> None:
+        """Call a method; the reply comes later."""
+        reference = self._actors[worker].call.remote(method, arguments)
+        self._calls[reference] = Reply(worker, method, arguments)
+
+    def replies(self, timeout: float) -> list[Reply]:
+        """What came back, waiting at most so many seconds for the first."""
+        if not self._calls:
+            time.sleep(timeout)
+            return []
+        ray.wait([*self._calls], timeout=timeout)
+        ready, _ = ray.wait([*self._calls], num_returns=len(self._calls), timeout=0)
+        return [self._reply(reference) for reference in ready if reference in self._calls]
+
+    def _reply(self, reference: Any) -> Reply:
+        call = self._calls.pop(reference)
+        try:
+            value, error, said = ray.get(reference)
+        except RayError as gone:
+            self._forget(call.worker)
+            return evolve(call, error=WorkerLostError(f"its process is gone ({type(gone).__name__})"))
+        for one in said:
+            self._log(call.worker, *one)
+        return evolve(call, value=value, error=error)
+
+    def _log(self, worker: int, name: str, level: int, message: str) -> None:
+        """Log what a worker said; what several say is said once."""
+        if (level, message) in self._told and level > logging.DEBUG:
+            level = logging.DEBUG
+        self._told.add((level, message))
+        logging.getLogger(name).log(level, "worker %d: %s", worker, message)
+
+    def _forget(self, worker: int) -> None:
+        self._calls = {reference: call for reference, call in self._calls.items() if call.worker != worker}
+
+    def restart(self, worker: int) -> None:
+        """End what is left of a worker, forget its calls, and begin another in its place."""
+        self.stop(worker)
+        self._actors[worker] = self._actor()
+
+    def stop(self, worker: int) -> None:
+        """End a worker for good, and forget its calls."""
+        self._forget(worker)
+        if (actor := self._actors.pop(worker, None)) is not None:
+            with suppress(RayError):
+                ray.kill(actor)

@@ -1,0 +1,114 @@
+"""A worker in a process of its own: what it is told, and its methods, which take and give plain values."""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from attrs import evolve, frozen
+
+from runner import model_load
+from runner.decode_batch import BatchShape
+from runner.decode_engine import SLOWEST_FIRST, EngineChoice
+from runner.errors import SetupError
+from runner.model_load import choose_device
+from runner.run_identity import tokens_digest
+from runner.run_plan import AnswerBatch, WorkerFacts, WorkUnit
+from runner.run_setup import prepare_run
+from runner.run_start import Start
+from runner.run_worker import Worker
+from runner.spec import Spec
+from runner.spec_methods import Damage
+from runner.task_tokens import TaskInputs, tokenise
+
+
+@frozen(kw_only=True)
+class Assignment:
+    """What all workers of a run are told."""
+
+    spec: Spec
+    inputs: TaskInputs
+    tokens_digest: str  # of all prompts, as the driver reads them
+    groups: Sequence[str]
+    folder: Path  # where the driver runs, from which paths in the spec may begin
+    threads: int  # of a worker on a CPU
+
+
+@frozen(kw_only=True)
+class Team:
+    """Workers in processes of their own, with so many GPUs each (none on a CPU), here or on a Ray cluster."""
+
+    workers: int | None  # None: as many as the cluster has room for
+    gpus_per_model: int
+    address: str | None = None
+
+
+class RemoteWorker:
+    """The worker of a process that does nothing else; whatever was damaged ends with the process."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+
+    @cached_property
+    def _worker(self) -> Worker:
+        """Made by the first call, so that what goes wrong is the reply to a call."""
+        told = self._assignment
+        with suppress(OSError):  # another host need not have it
+            os.chdir(told.folder)
+        model_load.quieten()
+        device = choose_device(told.spec.model.device)
+        if device.type == "cpu":
+            torch.set_num_threads(told.threads)
+        tokens = tokenise(told.spec, told.inputs)
+        if tokens_digest(tokens.flat) != told.tokens_digest:
+            raise SetupError(
+                "model.id: its tokenizer is not that of the driver. Give every host the same model.revision"
+            )
+        worker = Worker(prepare_run(told.spec, told.inputs, tokens, told.groups, device))
+        return worker.__enter__()
+
+    def facts(self) -> WorkerFacts:
+        """See `Worker.facts`; the device is named with the model of its GPU, for others may have another."""
+        facts = self._worker.facts
+        gpu = facts.machine.get("gpu")
+        return evolve(facts, device=f"{facts.device} {gpu}") if gpu else facts
+
+    def digests(self, damages: Iterable[Damage]) -> list[str]:
+        """See `Worker.digests`."""
+        return self._worker.digests(damages)
+
+    def rows_that_fit(self, groups: Iterable[str], length: int) -> int:
+        """See `Worker.rows_that_fit`."""
+        return self._worker.rows_that_fit(groups, length)
+
+    def set_shape(self, shape: BatchShape) -> Start:
+        """See `Worker.set_shape`."""
+        return self._worker.set_shape(shape)
+
+    def use(self, engine: EngineChoice) -> None:
+        """See `Worker.use`."""
+        self._worker.use(engine)
+
+    def join(self, shape: BatchShape, engine: EngineChoice) -> None:
+        """Decode as the others do, in their shape and with their engine.
+
+        Raises:
+            DeviceMemoryError: so many rows do not fit.
+            SetupError: this device cannot use that engine.
+        """
+        own = self._worker.set_shape(shape).engine
+        if SLOWEST_FIRST.index(own.name) < SLOWEST_FIRST.index(engine.name):
+            raise SetupError(f"the others decode with engine {engine.name}, and it cannot: {own.note}")
+        self._worker.use(engine)
+
+    def answer(self, _number: int, unit: WorkUnit, most_rows: int) -> tuple[list[AnswerBatch], bool]:
+        """All answers of a unit, and whether more rows would fit in memory, up to `most_rows`.
+
+        Raises:
+            DeviceMemoryError: the rows of the shape do not fit.
+        """
+        facts = self.facts()
+        batches = [evolve(batch, device=facts.device) for batch in self._worker.answers([unit], most_rows)]
+        return batches, self._worker.may_grow(most_rows)

@@ -1,0 +1,123 @@
+"""Who does the work of a run: the worker of this process, or several in processes of their own."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from attrs import evolve, frozen
+
+from runner.errors import SetupError, SpecError
+from runner.model_load import choose_device, fits
+from runner.run_identity import tokens_digest
+from runner.run_pool import Pool
+from runner.run_remote import Assignment, Team
+from runner.run_setup import prepare_run
+from runner.run_worker import Worker
+from runner.spec import Spec
+from runner.task_tokens import TaskInputs, Tokens
+
+logger = logging.getLogger(__name__)
+
+Workers = Worker | Pool
+HINT = "Run: pip install '.[cluster]' in degrade's folder"
+
+
+@frozen(kw_only=True)
+class Asked:
+    """What a command line says of workers; with no numbers, one for every GPU that is visible, or one on a CPU."""
+
+    gpus: int | None = None
+    processes: int | None = None
+    gpus_per_model: int | None = None
+    ray_address: str | None = None
+
+
+def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
+    """The workers for so many units of work; None for the one worker of this process.
+
+    Raises:
+        SpecError: what is asked for contradicts itself or the spec.
+        SetupError: the GPUs are not there, or Ray is not.
+    """
+    on_cpu, size = spec.model.device == "cpu", asked.gpus_per_model or 1
+    if asked.processes is not None and not on_cpu:
+        raise SpecError("--processes: workers on a CPU, which --device cpu asks for; for GPUs there is --gpus")
+    if on_cpu and (asked.gpus is not None or asked.gpus_per_model is not None):
+        raise SpecError("--gpus, --gpus-per-model: model.device is cpu")
+    if asked.ray_address:
+        wanted = asked.processes if on_cpu else asked.gpus and asked.gpus // size
+        workers = None if wanted is None else max(1, min(wanted, units))
+        return Team(workers=workers, gpus_per_model=0 if on_cpu else size, address=_with_ray(asked.ray_address))
+    here = (asked.processes or 1) if on_cpu else _models_here(asked, spec, size)
+    workers = min(here, units)
+    if workers < 2:  # noqa: PLR2004 - one needs no other process
+        return None
+    if asked == Asked() and not _has_ray():
+        logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
+        return None
+    _with_ray(None)
+    return Team(workers=workers, gpus_per_model=0 if on_cpu else size)
+
+
+def _models_here(asked: Asked, spec: Spec, size: int) -> int:
+    """How many models the GPUs of this host hold, each on `size` of them."""
+    there = torch.cuda.device_count()
+    wanted = (asked.gpus or 0, size)
+    if max(wanted) > max(there, 1) or (there == 0 and (asked.gpus or asked.gpus_per_model)):
+        raise SetupError(f"--gpus, --gpus-per-model: {max(wanted)} asked for, {there} GPUs found.")
+    device = spec.model.device
+    if there < 2 or device.startswith("cuda:"):  # noqa: PLR2004
+        return 1
+    if asked.gpus_per_model is None and device == "auto" and not fits(spec.model, torch.device("cuda", 0)):
+        return 1  # spread over all of them
+    return (asked.gpus or there) // size
+
+
+def _has_ray() -> bool:
+    return importlib.util.find_spec("ray") is not None
+
+
+def _with_ray(address: str | None) -> str | None:
+    """The address.
+
+    Raises:
+        SetupError: Ray is not installed.
+    """
+    if not _has_ray():
+        raise SetupError(f"several workers need the package ray. {HINT}")
+    return address
+
+
+@contextmanager
+def start_workers(
+    asked: Asked, spec: Spec, inputs: TaskInputs, tokens: Tokens, groups: Collection[str], units: int
+) -> Iterator[Workers]:
+    """What does the work, ready; it ends with the block.
+
+    Raises:
+        SpecError, SetupError: no worker can do it.
+    """
+    team = team_of(asked, spec, units)
+    if team is None:
+        device = choose_device(spec.model.device)
+        with Worker(prepare_run(spec, inputs, tokens, groups, device)) as worker:
+            yield worker
+        return
+    from runner.run_ray import RayProcesses
+
+    placed = {0: "cpu", 1: "cuda"}.get(team.gpus_per_model, "auto")
+    assignment = Assignment(
+        spec=evolve(spec, model=evolve(spec.model, device=placed)),
+        inputs=inputs,
+        tokens_digest=tokens_digest(tokens.flat),
+        groups=sorted(groups),
+        folder=Path.cwd(),
+        threads=1 if team.address or not team.workers else max(1, (os.cpu_count() or 1) // team.workers),
+    )
+    with RayProcesses(assignment, team) as processes:
+        logger.info("%d workers load the model", processes.count)
+        yield Pool(processes)
