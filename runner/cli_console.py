@@ -5,17 +5,18 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as ProgressBar
+from rich.text import Text
 
 from runner.env_files import dated
 from runner.env_secrets import redact
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 output = Console(highlight=False, markup=False, emoji=False)
 SHOWN_CHARACTERS = 160
+SHOWN_WORKERS = 8
 
 
 class _Redacting(logging.Formatter):
@@ -95,17 +97,34 @@ def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
             handler.close()
 
 
+class _Bar(ProgressBar):
+    """A bar, and below it what each of several workers is doing."""
+
+    workers: Callable[[], Mapping[int, str]] = dict
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(line, no_wrap=True) for line in in_lines(self.workers()))
+
+
+def in_lines(workers: Mapping[int, str]) -> list[str]:
+    """What workers are doing, a line each; of many the first."""
+    lines = [f"worker {worker}: {doing}" for worker, doing in sorted(workers.items())]
+    rest = [f"{len(lines) - SHOWN_WORKERS} more workers"] if len(lines) > SHOWN_WORKERS else []
+    return lines[:SHOWN_WORKERS] + rest
+
+
 class Progress:
     """Progress of a run: what was said, records, tokens per second, time left; plain lines when not on a terminal."""
 
-    def __init__(self, pending: Sequence[PendingCondition]) -> None:
-        """`pending` is all there is to do."""
+    def __init__(self, pending: Sequence[PendingCondition], workers: Callable[[], Mapping[int, str]] = dict) -> None:
+        """`pending` is all there is to do, `workers` what each of several workers is doing."""
         self.left = {pending.condition: len(pending.prompt_indices) for pending in pending}
         self.records = sum(self.left.values())
         self.done = self.tokens = 0
-        self.generating = 0.0
+        self.generating = 0.0  # seconds, of all workers
         self.started = time.monotonic()
-        self.bar = ProgressBar(
+        self.bar = _Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -113,6 +132,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
+        self.bar.workers = workers
         self.task = self.bar.add_task("records", total=self.records, speed="")
 
     def __enter__(self) -> Self:
@@ -129,9 +149,9 @@ class Progress:
             self.left[condition] -= 1
         self.tokens += sum(record["tokens"] for record in records)
         self.generating += seconds
-        elapsed = time.monotonic() - self.started
+        elapsed, several = time.monotonic() - self.started, max(1, len(self.bar.workers()))
         left = timedelta(seconds=round(elapsed / self.done * (self.records - self.done)))
-        speed = f"{self.tokens / self.generating:.0f} tokens/s, {left} left"
+        speed = f"{several * self.tokens / self.generating:.0f} tokens/s, {left} left"
         finished = f"{list(self.left.values()).count(0)} of {len(self.left)} conditions"
         self.bar.update(self.task, completed=self.done, speed=speed, description=f"{finished}, records")
         # A damaged model may utter anything, the control codes of a terminal included.
@@ -139,4 +159,5 @@ class Progress:
         said = " ".join(printable.split())[:SHOWN_CHARACTERS]
         logger.info("%s | %s", conditions[0], said)
         if not console.is_terminal:
-            logger.info("%s, %d of %d records, %s", finished, self.done, self.records, speed)
+            doing = "".join(f"; {line}" for line in in_lines(self.bar.workers()))
+            logger.info("%s, %d of %d records, %s%s", finished, self.done, self.records, speed, doing)

@@ -12,10 +12,12 @@ from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.model_load import choose_device
+from runner.results_order import order_records, plan_rank
 from runner.results_record import experiment_id
 from runner.results_sidecar import Sidecar
 from runner.run_identity import text_digest, tokens_digest
-from runner.run_plan import PendingCondition, WorkerFacts, all_conditions, most_requests, work_units
+from runner.run_plan import PendingCondition, all_conditions, most_requests, work_units
+from runner.run_pool import Pool
 from runner.run_resume import (
     Experiment,
     check_asked,
@@ -66,10 +68,13 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False, as
         units = sum(len(work_units(experiment.pending)) for experiment in experiments)
         with start_workers(asked, spec, inputs, tokens, groups_of(experiments, spec), units) as worker:
             experiments = [guarded(e, partial(check_model_of, e, spec, worker)) for e in experiments]
-            with Progress([pending for experiment in experiments for pending in experiment.pending]) as progress:
+            pending = [pending for experiment in experiments for pending in experiment.pending]
+            with Progress(pending, worker.doing) as progress:
                 for experiment in experiments:
                     with log_file(results / "logs", experiment_id(spec, experiment.method)):
                         run_experiment(Study(spec, inputs.prompts, tokens), experiment, worker, progress)
+                    if isinstance(worker, Pool):  # whose units end in any order
+                        order_records(experiment.file, plan_rank(all_conditions(spec)))
             if worker.failures:
                 raise SetupError(
                     f"{len(worker.failures)} damaged models could not be asked, the log says which and why; everything "
@@ -121,7 +126,7 @@ def run_experiment(study: Study, experiment: Experiment, worker: Workers, progre
     while any(left.values()):
         try:
             start = worker.set_shape(shape)
-            writer = writer or open_writer(study, experiment, worker.facts, start, progress)
+            writer = writer or open_writer(study, experiment, worker, start, progress)
             units = work_units(
                 PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices
             )
@@ -150,14 +155,16 @@ def most_rows(study: Study, experiment: Experiment, worker: Workers) -> int:
 
 
 def open_writer(
-    study: Study, experiment: Experiment, facts: WorkerFacts, start: Start, progress: Progress
+    study: Study, experiment: Experiment, worker: Workers, start: Start, progress: Progress
 ) -> RecordWriter:
     """What writes records and sidecar of an experiment; warns where machine or versions are not as before."""
-    tokens, groups = study.tokens, dict.fromkeys(pending.condition.group for pending in experiment.pending)
+    tokens, facts, devices = study.tokens, worker.facts, worker.devices
+    groups = dict.fromkeys(pending.condition.group for pending in experiment.pending)
     provenance = {
         "started": env_provenance.now(),
-        "versions": env_provenance.versions(),
+        "versions": facts.versions,
         "machine": facts.machine,
+        **({"workers": devices} if sum(devices.values()) > 1 else {}),
         "engine": asdict(start.engine),
         "start_check": {key: value for key, value in asdict(start.agreement).items() if value is not None},
         "model": facts.model,

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -127,7 +127,7 @@ class Members:
         if reply.method == "facts":
             first = next(iter(self.known.values()), reply.value)
             if different := difference(reply.value, first):
-                self._refuse(worker, SetupError(f"its {different} is not that of the others"))
+                self._refuse(worker, SetupError(different))
                 return
             self.known[worker] = reply.value
         if reply.arguments == (self._joins or ()):
@@ -202,9 +202,16 @@ class Members:
 
 
 def difference(facts: WorkerFacts, others: WorkerFacts) -> str | None:
-    """In what a worker's model is another than that of the others."""
-    names = ("model_digest", "checkpoint_settings", "tensors", "model")
-    return next((name for name in names if getattr(facts, name) != getattr(others, name)), None)
+    """In what a worker is another than the others, so that its records might be; None if in nothing."""
+    for name in ("versions", "model", "model_digest", "checkpoint_settings", "tensors"):
+        own, theirs = getattr(facts, name), getattr(others, name)
+        if isinstance(own, Mapping):
+            key = next((key for key in {**own, **theirs} if own.get(key) != theirs.get(key)), None)
+            if key is not None:
+                return f"its {name} has {key}: {own.get(key)}, that of the others {theirs.get(key)}"
+        elif own != theirs:
+            return f"its {name} is {own}, that of the others {theirs}"
+    return None
 
 
 def in_words(error: Exception | None) -> str:

@@ -75,6 +75,7 @@ class WorkerFacts:
 
     device: str
     machine: Mapping[str, str]
+    versions: Mapping[str, str]  # of all that decides about numbers
     model: Mapping[str, Any]  # for the sidecar: class, commit, digest, parameters, tied_embeddings
     model_digest: str | None  # None where that cannot be read
     checkpoint_settings: Mapping[str, Any]  # what the checkpoint says about generation

@@ -1,13 +1,14 @@
 """Several workers as one: units of work go to whoever is free, again where a worker died, and come back once."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import define, field
 
 from runner.decode_batch import BatchShape
 from runner.decode_engine import SLOWEST_FIRST
-from runner.errors import DeviceMemoryError
+from runner.errors import DeviceMemoryError, SetupError
 from runner.run_members import Members, Processes, Reply, in_words
 from runner.run_plan import AnswerBatch, Failure, WorkerFacts, WorkUnit
 from runner.run_queue import UnitQueue
@@ -45,6 +46,11 @@ class Pool:
         """What is known before anything is decoded; all workers agree in it, their machines aside."""
         return next(iter(self._members.known.values()))
 
+    @property
+    def devices(self) -> dict[str, int]:
+        """How many workers there were on which kind of device."""
+        return dict(Counter(facts.device for facts in self._members.known.values()))
+
     def digests(self, damages: Iterable[Damage]) -> list[str]:
         """See `Worker.digests`; the model of each worker has the same digest, and so does what becomes of it.
 
@@ -52,7 +58,10 @@ class Pool:
             SetupError: it does not.
         """
         found: dict[int, list[str]] = self._members.ask_all("digests", list(damages))
-        return next(iter(found.values()))
+        first, *others = found.values()
+        if any(other != first for other in others):
+            raise SetupError("the same damage has another digest on another worker: one of the machines is broken")
+        return first
 
     def rows_that_fit(self, groups: Iterable[str], length: int) -> int:
         """See `Worker.rows_that_fit`; those of the worker with the least memory."""

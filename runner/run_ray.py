@@ -5,9 +5,13 @@ import os
 import pickle
 import shutil
 import signal
+import socket
+import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partialmethod
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +20,7 @@ from attrs import evolve
 from ray.exceptions import RayError
 
 from runner.cli_boundary import first_line
-from runner.errors import SetupError, WorkerLostError
+from runner.errors import SetupError, SpecError, Terminated, WorkerLostError, stop_if_asked
 from runner.run_actor import Actor
 from runner.run_members import Reply
 from runner.run_remote import Assignment, Team
@@ -24,6 +28,7 @@ from runner.run_remote import Assignment, Team
 logger = logging.getLogger(__name__)
 
 SMALLEST_STORE = 80 * 2**20  # bytes, about the least that Ray takes: what travels is a few kilobytes
+REACHABLE_SECONDS = 10.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -52,18 +57,22 @@ class RayProcesses:
         try:
             self._connect()
             self._actors |= {worker: self._actor() for worker in range(self.count)}
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            if isinstance(error, SystemExit):  # by Ray's handler of SIGTERM
+                raise Terminated from None
             raise
         finally:
-            for number, handler in handlers.items():  # Ray sets its own
+            for number, handler in handlers.items():  # Ray has set its own
                 signal.signal(number, handler)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         self.close()
+        if isinstance(error, SystemError):  # what Ray's compiled code makes of what a signal raised in it
+            stop_if_asked()
 
     def close(self) -> None:
         """End every worker."""
@@ -75,6 +84,8 @@ class RayProcesses:
     def _connect(self) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         team = self._team
+        if team.address:
+            check_reachable(team.address)
         here: dict[str, Any] = {
             "num_cpus": self.count,
             "num_gpus": self.count * team.gpus_per_model,
@@ -85,7 +96,8 @@ class RayProcesses:
         }
         place = {"address": team.address} if team.address else here
         try:
-            ray.init(**place, log_to_driver=False, logging_level="error")
+            with sessions_of_their_own():
+                ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
         except (RayError, OSError, ValueError, RuntimeError) as error:
             where = f"--ray-address: {team.address}" if team.address else "Ray"
             raise SetupError(f"{where}: cannot be used: {first_line(error)}") from error
@@ -99,7 +111,8 @@ class RayProcesses:
             SetupError: none.
         """
         resource, each = ("GPU", self._team.gpus_per_model) if self._team.gpus_per_model else ("CPU", 1)
-        room = int(ray.cluster_resources().get(resource, 0) // each)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        room = int(resources.get(resource, 0) // each)
         if not room:
             raise SetupError(f"--ray-address: the cluster at {self._team.address} has no {resource} for a worker")
         return room
@@ -159,3 +172,34 @@ class RayProcesses:
         if (actor := self._actors.pop(worker, None)) is not None:
             with suppress(RayError):
                 ray.kill(actor)
+
+
+@contextmanager
+def sessions_of_their_own() -> Iterator[None]:
+    """Let processes that are started get no signal that is for all of ours: Ctrl-C, or the end of a job.
+
+    Ray's would end before we can say farewell, which we would then try for a minute.
+    """
+    begin = subprocess.Popen.__init__
+    subprocess.Popen.__init__ = partialmethod(begin, start_new_session=True)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = begin  # type: ignore[method-assign]
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens, which Ray would try for minutes.
+
+    Raises:
+        SetupError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not port.isdecimal() or "/" in host or not host:
+        raise SpecError(f"--ray-address: {address!r} is neither auto nor HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise SetupError(f"--ray-address: nobody answers at {address}: {error}") from None

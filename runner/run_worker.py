@@ -14,7 +14,7 @@ from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape, Completion, Request
 from runner.decode_engine import EngineChoice
 from runner.decode_scheduler import BatchScheduler, FinishedBatch
-from runner.env_provenance import machine_facts
+from runner.env_provenance import machine_facts, versions
 from runner.errors import DeviceMemoryError
 from runner.model_likelihood import perplexity
 from runner.model_vision import damages_vision
@@ -53,11 +53,21 @@ class Worker:
         return WorkerFacts(
             device=str(context.device),
             machine=machine_facts(context.device),
+            versions=versions(),
             model=context.model_facts(),
             model_digest=context.model_digest,
             checkpoint_settings=context.checkpoint_settings,
             tensors={group: tuple(t.name for t in targets) for group, targets in context.targets.items()},
         )
+
+    @property
+    def devices(self) -> dict[str, int]:
+        """How many workers there are on which kind of device."""
+        return {self.facts.device: 1}
+
+    def doing(self) -> dict[int, str]:
+        """What each of several workers is doing; there is one."""
+        return {}
 
     def digests(self, damages: Iterable[Damage]) -> list[str]:
         """The digest of each damaged model; the model is intact before and after."""

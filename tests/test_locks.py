@@ -23,14 +23,16 @@ def pins(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(LOCKS))
 def test_locks_are_fresh(name: str) -> None:
     """A change of what pyproject.toml asks for makes the locks stale: run `nox -s lock`."""
-    asked = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["build"]]
+    cluster = PROJECT["project"]["optional-dependencies"]["cluster"]
+    asked = [*PROJECT["project"]["dependencies"], *cluster, *PROJECT["dependency-groups"]["build"]]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     assert LOCKS[name].splitlines()[0].endswith(digest), "run `nox -s lock`"
 
 
 def test_locks_satisfy_the_project() -> None:
     """Every dependency is locked in a version that the project accepts."""
-    requirements = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+    cluster = PROJECT["project"]["optional-dependencies"]["cluster"]
+    requirements = [Requirement(text) for text in (*PROJECT["project"]["dependencies"], *cluster)]
     locked = pins("requirements.lock")
     assert [str(r) for r in requirements if locked.get(r.name) not in r.specifier] == []
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import hypothesis.strategies as st
@@ -58,7 +59,7 @@ class Echo:
 
     batches = 1_000_000
 
-    def __init__(self, _context: object) -> None:
+    def __init__(self, *_: object) -> None:
         self.left = self.batches
 
     def __enter__(self) -> Self:
@@ -73,11 +74,19 @@ class Echo:
         return WorkerFacts(
             device="cpu",
             machine={"device": "cpu"},
+            versions={"degrade": "0"},
             model={"class": "Echo", "commit": "none", "digest": "e" * 16, "parameters": 1, "tied_embeddings": False},
             model_digest="e" * 16,
             checkpoint_settings={"end_tokens": [2]},
             tensors={group: (group,) for group in ("attn_only", "mlp_only", "embed_only")},
         )
+
+    devices = MappingProxyType({"cpu": 1})
+    failures = ()
+
+    def doing(self) -> dict[int, str]:
+        """Nothing."""
+        return {}
 
     def digests(self, damages: Iterable[Damage]) -> list[str]:
         """A function of what weights are a function of."""
@@ -112,7 +121,9 @@ class Echo:
                     for one in requests[first : first + BATCH]
                 )
                 reports = (report,) if first == 0 else ()
-                yield AnswerBatch(reports=reports, report=report, answers=answers, seconds=0.5, memory_used=None)
+                yield AnswerBatch(
+                    reports=reports, report=report, answers=answers, device="cpu", seconds=0.5, memory_used=None
+                )
 
 
 def key_to(request: RequestId) -> tuple[Any, ...]:
@@ -157,7 +168,7 @@ class Study(RuleBasedStateMachine):
             generation=Generation(max_new_tokens=4, max_seq_length=64),
             run=Run(seed=3, n_rep=1),
         )
-        for name, stand_in in {"Worker": Echo, "tokenise": tokenised, "prepare_run": lambda *_: None}.items():
+        for name, stand_in in {"start_workers": Echo, "tokenise": tokenised}.items():
             self.patch.setattr(run, name, stand_in)
         self.patch.setattr("runner.run_resume.tokenise", tokenised)
 

@@ -1,0 +1,153 @@
+"""Worker processes that do not exist: calls take drawn durations of a clock of their own, and workers die as drawn."""
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from attrs import define, field, frozen
+
+from runner.decode_batch import BatchShape
+from runner.decode_engine import PLAIN, EngineChoice
+from runner.decode_reference import Agreement
+from runner.errors import WorkerLostError
+from runner.run_members import Reply
+from runner.run_plan import Answer, AnswerBatch, DamageReport, WorkerFacts, WorkUnit
+from runner.run_start import Start
+
+Fate = Callable[[int, str, WorkUnit | None], tuple[float, Exception | None]]  # seconds, and the error it ends with
+NEVER = float("inf")
+AGREEMENT = Agreement(difference=0.0, tolerance=1.0, prompts=1, tokens=1, repeatable=None)
+
+
+def facts(**changed: Any) -> WorkerFacts:
+    """Those of a simulated worker."""
+    usual: dict[str, Any] = {
+        "device": "cpu",
+        "machine": {"device": "cpu"},
+        "versions": {"degrade": "0"},
+        "model": {
+            "class": "Simulated",
+            "commit": "none",
+            "digest": "e" * 16,
+            "parameters": 1,
+            "tied_embeddings": False,
+        },
+        "model_digest": "e" * 16,
+        "checkpoint_settings": {"end_tokens": [2]},
+        "tensors": {group: (group,) for group in ("attn_only", "mlp_only", "embed_only")},
+    }
+    return WorkerFacts(**usual | changed)
+
+
+def answers_to(unit: WorkUnit) -> list[AnswerBatch]:
+    """What any worker answers: a function of the requests."""
+    digest = hashlib.sha256(repr(unit.pending[0].condition.weights).encode()).hexdigest()[:16]
+    report = DamageReport(unit=unit, digest=digest, effect={"weights": 1}, baseline="cpu", perplexity=None)
+    answers = tuple(Answer(id=one, text=f"{one}", tokens=3, finish_reason="eos") for one in unit.requests)
+    return [AnswerBatch(reports=(report,), report=report, answers=answers, device="cpu", seconds=1.0, memory_used=None)]
+
+
+@define
+class _Process:
+    calls: list[Reply] = field(factory=list)  # in their order, the first being obeyed
+    incarnation: int = 0
+
+
+@frozen(order=True)
+class _Event:
+    time: float
+    number: int
+    worker: int = field(eq=False)
+    incarnation: int = field(eq=False)
+
+
+class SimulatedProcesses:
+    """The `run_members.Processes` of a simulation."""
+
+    def __init__(self, count: int, fate: Fate, engines: Callable[[int], EngineChoice] = lambda _: PLAIN) -> None:
+        self.count, self._fate, self._engines = count, fate, engines
+        self._clock, self._number = 0.0, 0
+        self._processes = [_Process() for _ in range(count)]
+        self._events: list[_Event] = []
+        self._fates: dict[int, tuple[float, Exception | None]] = {}
+        self.sent = 0
+        self.busy = [0.0] * count  # seconds
+
+    def now(self) -> float:
+        """Seconds of the simulation."""
+        return self._clock
+
+    def send(self, worker: int, method: str, *arguments: Any) -> None:
+        """See `Processes.send`."""
+        self.sent += 1
+        process = self._processes[worker]
+        process.calls.append(Reply(worker, method, arguments))
+        if len(process.calls) == 1:
+            self._obey(worker)
+
+    def _obey(self, worker: int) -> None:
+        """Begin the first call of a worker."""
+        process = self._processes[worker]
+        call = process.calls[0]
+        seconds, error = self._fate(worker, call.method, call.arguments[1] if call.method == "answer" else None)
+        if seconds == NEVER:
+            return
+        self._number += 1
+        self._fates[self._number] = seconds, error
+        heapq.heappush(self._events, _Event(self._clock + seconds, self._number, worker, process.incarnation))
+
+    def replies(self, timeout: float) -> list[Reply]:
+        """See `Processes.replies`; everything that ends at one moment comes together."""
+        limit = self._clock + timeout
+        while self._events and self._events[0].time <= limit:
+            self._clock = self._events[0].time
+            found = []
+            while self._events and self._events[0].time == self._clock:
+                found += self._end(heapq.heappop(self._events))
+            if found:
+                return found
+        self._clock = limit
+        return []
+
+    def _end(self, event: _Event) -> Iterator[Reply]:
+        process = self._processes[event.worker]
+        seconds, error = self._fates.pop(event.number)
+        if process.incarnation != event.incarnation:
+            return
+        call = process.calls.pop(0)
+        self.busy[event.worker] += seconds
+        if isinstance(error, WorkerLostError):
+            process.calls.clear()
+            process.incarnation += 1
+        elif process.calls:
+            self._obey(event.worker)
+        yield Reply(call.worker, call.method, call.arguments, None if error else self._value(call), error)
+
+    def _value(self, call: Reply) -> Any:
+        match call.method:
+            case "facts":
+                return facts()
+            case "set_shape":
+                return Start(self._engines(call.worker), AGREEMENT)
+            case "rows_that_fit":
+                return 4 + call.worker
+            case "digests":
+                return [hashlib.sha256(repr(damage).encode()).hexdigest()[:16] for damage in call.arguments[0]]
+            case "answer":
+                return answers_to(call.arguments[1]), False
+            case _:
+                return None
+
+    def restart(self, worker: int) -> None:
+        """See `Processes.restart`."""
+        self.stop(worker)
+
+    def stop(self, worker: int) -> None:
+        """See `Processes.stop`."""
+        process = self._processes[worker]
+        process.calls.clear()
+        process.incarnation += 1
+
+
+SHAPE = BatchShape(rows=4, prompt_length=8, new_tokens=4)

@@ -1,0 +1,153 @@
+"""Workers in processes of their own, through the command: the same records however many, whoever is killed."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from forkserver import ForkServer
+from helpers import Command, done, records_in, refused
+from records import parse
+
+MARK = "PYTEST_CURRENT_TEST"  # whose value is that of one test, and which all that it starts inherits
+LONGEST_SECONDS = 300
+
+
+def started() -> dict[int, bytes]:
+    """The processes that commands of this test have started, those of Ray, and their command lines."""
+    mark, found = f"{MARK}={os.environ[MARK]}".encode(), {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes()
+    # The server of all tests, and its forks, have the environment of the first test.
+    return {pid: line for pid, line in found.items() if b"forkserver.py" not in line}
+
+
+def workers() -> list[int]:
+    """The processes in which Ray holds a worker."""
+    return [pid for pid, line in started().items() if line.startswith(b"ray::Actor")]
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    limit = time.monotonic() + LONGEST_SECONDS
+    while not what():
+        assert time.monotonic() < limit, "it does not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """No process of ours or of Ray's outlives the command for long, however that ended."""
+    yield
+    wait_for(lambda: not started())
+
+
+@pytest.fixture
+def running(forks: ForkServer, study: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """The command with two workers, in a session of its own; `running()` begins it."""
+    begun = []
+
+    def begin(*arguments: str) -> "subprocess.Popen[str]":
+        arguments = ("specs/tiny.toml", "--processes", "2", *arguments)
+        begun.append(forks.start(*arguments, cwd=study, start_new_session=True, stderr=subprocess.PIPE))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        with process, suppress(ProcessLookupError):
+            process.kill()
+
+
+def records_of(study: Path) -> int:
+    """How many records are on the disk."""
+    with suppress(ValueError):
+        return sum(len(parse(path)) for path in (study / "results").glob("outputs_*.json"))
+    return 0  # in the middle of an append
+
+
+@pytest.mark.slow
+def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
+    running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path
+) -> None:
+    """In the order of the plan, with one log and one progress; what the worker had is done by another."""
+    process = running("--processes", "4")
+    wait_for(lambda: records_of(study))
+    os.kill(workers()[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=LONGEST_SECONDS)
+    assert process.returncode == 0, said
+    assert records_in(study / "results") == records_in(results_of_a_run)
+    for path in (study / "results").glob("outputs_*.json"):
+        places = [(r["param_group_name"], r["level_index"], r["repeat_index"], r["prompt_id"]) for r in parse(path)]
+        assert places == sorted(places)
+    assert "its process is gone" in said
+    assert said.count("float32 holds 62 distinct values of 64") == 1
+    assert "worker 0: " in said
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_takes_its_workers_along_and_a_rerun_goes_on(
+    running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path, degrade: Command
+) -> None:
+    """Nothing is lost or doubled; how many workers there are has no influence."""
+    process = running()
+    wait_for(lambda: records_of(study))
+    process.kill()
+    wait_for(lambda: not started())
+    there = records_of(study)
+    assert 0 < there < len(records_in(results_of_a_run))
+    done(degrade("--processes", "2"))
+    assert records_in(study / "results") == records_in(results_of_a_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_keyboard_ends_all_of_it(
+    running: Callable[..., "subprocess.Popen[str]"], study: Path, number: signal.Signals
+) -> None:
+    """As it ends a run with one worker: every process of the terminal gets the signal, one sentence is said."""
+    process = running()
+    wait_for(workers if number == signal.SIGTERM else lambda: records_of(study))
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=LONGEST_SECONDS)
+    assert process.returncode == 128 + number, said
+    assert said.count("everything finished is saved") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--processes", "2", "--device", "auto"], 2, "--processes: workers on a CPU"),
+        (["--gpus", "2"], 2, "model.device is cpu"),
+        (["--gpus-per-model", "2"], 2, "model.device is cpu"),
+        (["--processes", "0"], 2, "no whole number above 0"),
+        (["--gpus", "2", "--device", "auto"], 3, "2 asked for, 0 GPUs found"),
+        (["--processes", "2", "--ray-address", "localhost:1"], 3, "--ray-address: nobody answers at localhost:1"),
+        (["--ray-address", "ray://localhost:1"], 2, "--ray-address: 'ray://localhost:1' is neither auto nor"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_refused(degrade: Command, arguments: list[str], code: int, words: str) -> None:
+    """Before anything is loaded."""
+    run = degrade(*arguments)
+    assert run.returncode == code, run.stderr
+    assert words in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_one_process_is_this_process(degrade: Command, study: Path, results_of_a_run: Path) -> None:
+    """Without Ray."""
+    run = done(degrade("--processes", "1"))
+    assert "workers load the model" not in run.stderr
+    assert records_in(study / "results") == records_in(results_of_a_run)
+
+
+def test_a_spec_that_no_worker_can_do_ends_with_its_own_sentence(degrade: Command) -> None:
+    """Once, as with one worker."""
+    run = degrade("--processes", "2", "--set", 'sweeps.0.layers="7-9"')
+    refused(run, 2, "layers")
