@@ -100,28 +100,28 @@ def log_file(folder: Path, experiment_id: str) -> Iterator[None]:
 class _Bar(ProgressBar):
     """A bar, and below it what each of several workers is doing."""
 
-    workers: Callable[[], Mapping[int, str]] = dict
+    workers: Callable[[], Mapping[int, object]] = dict
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
         yield from (Text(line, no_wrap=True) for line in in_lines(self.workers()))
 
 
-def in_lines(workers: Mapping[int, str]) -> list[str]:
+def in_lines(workers: Mapping[int, object]) -> list[str]:
     """What workers are doing, a line each; of many the first."""
-    lines = [f"worker {worker}: {doing}" for worker, doing in sorted(workers.items())]
-    rest = [f"{len(lines) - SHOWN_WORKERS} more workers"] if len(lines) > SHOWN_WORKERS else []
-    return lines[:SHOWN_WORKERS] + rest
+    shown = sorted(workers)[:SHOWN_WORKERS]
+    rest = [f"{len(workers) - len(shown)} more workers"] if len(workers) > len(shown) else []
+    return [f"worker {worker}: {workers[worker]}" for worker in shown] + rest
 
 
 class Progress:
     """Progress of a run: what was said, records, tokens per second, time left; plain lines when not on a terminal."""
 
-    def __init__(self, pending: Sequence[PendingCondition], workers: Callable[[], Mapping[int, str]] = dict) -> None:
+    def __init__(self, pending: Sequence[PendingCondition], workers: Callable[[], Mapping[int, object]] = dict) -> None:
         """`pending` is all there is to do, `workers` what each of several workers is doing."""
         self.left = {pending.condition: len(pending.prompt_indices) for pending in pending}
         self.records = sum(self.left.values())
-        self.done = self.tokens = 0
+        self.done = self.finished = self.tokens = 0
         self.generating = 0.0  # seconds, of all workers
         self.started = time.monotonic()
         self.bar = _Bar(
@@ -147,17 +147,18 @@ class Progress:
         self.done += len(records)
         for condition in conditions:
             self.left[condition] -= 1
+            self.finished += not self.left[condition]
         self.tokens += sum(record["tokens"] for record in records)
         self.generating += seconds
-        elapsed, several = time.monotonic() - self.started, max(1, len(self.bar.workers()))
+        elapsed, workers = time.monotonic() - self.started, self.bar.workers()
         left = timedelta(seconds=round(elapsed / self.done * (self.records - self.done)))
-        speed = f"{several * self.tokens / self.generating:.0f} tokens/s, {left} left"
-        finished = f"{list(self.left.values()).count(0)} of {len(self.left)} conditions"
+        speed = f"{max(1, len(workers)) * self.tokens / self.generating:.0f} tokens/s, {left} left"
+        finished = f"{self.finished} of {len(self.left)} conditions"
         self.bar.update(self.task, completed=self.done, speed=speed, description=f"{finished}, records")
         # A damaged model may utter anything, the control codes of a terminal included.
         printable = "".join(char if char.isprintable() else " " for char in records[0]["output"])
         said = " ".join(printable.split())[:SHOWN_CHARACTERS]
         logger.info("%s | %s", conditions[0], said)
         if not console.is_terminal:
-            doing = "".join(f"; {line}" for line in in_lines(self.bar.workers()))
+            doing = "".join(f"; {line}" for line in in_lines(workers))
             logger.info("%s, %d of %d records, %s%s", finished, self.done, self.records, speed, doing)

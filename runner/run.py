@@ -130,9 +130,9 @@ def run_experiment(study: Study, experiment: Experiment, worker: Workers, progre
             units = work_units(
                 PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices
             )
-            for batch in worker.answers(units, most):
+            for batches in worker.answers(units, most):
                 stop_if_asked()
-                for done in writer.write(batch, shape):
+                for done in writer.write(batches, shape):
                     left[done.condition].remove(done.prompt_index)
             for failure in worker.failures:
                 for pending in failure.unit.pending:

@@ -183,7 +183,8 @@ class Members:
     def _wait_for_start(self) -> None:
         """Wait for the first worker, and not much longer for the others."""
         begun, limit = self.processes.now(), float("inf")
-        while self.starting and self.processes.now() < limit:
+        # One that was lost already comes when it comes.
+        while [w for w in self.starting if not self.ready or not self._losses[w]] and self.processes.now() < limit:
             self._take_starts()
             if self.ready and limit == float("inf"):
                 now = self.processes.now()

@@ -81,7 +81,7 @@ class Pool:
         self._members.decode_as(shape, engine, starts)
         return self._start
 
-    def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[AnswerBatch]:
+    def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[Sequence[AnswerBatch]]:
         """See `Worker.answers`; units end in any order, and what could not be done is added to `failures`.
 
         Raises:
@@ -97,8 +97,8 @@ class Pool:
             elif not now.queue.busy:
                 break
             replies = members.next_replies()
-            for reply in replies:
-                yield from self._take(reply)
+            if new := [batch for reply in replies for batch in self._take(reply)]:
+                yield new
             # Whoever waits may take the units of one that is lost, or what another has for too long.
             all_done_well = replies and all(reply.error is None for reply in replies)
             free = {reply.worker for reply in replies} if all_done_well else set(members.ready)
@@ -108,11 +108,11 @@ class Pool:
         if now.overflow is not None:
             raise now.overflow
 
-    def doing(self) -> dict[int, str]:
-        """What each worker is at, in words."""
+    def doing(self) -> dict[int, object]:
+        """What each worker is doing: a condition, or a word."""
         units = self._round.queue.first_of_each()
-        found = {worker: str(unit.pending[0].condition) for worker, unit in units.items()}
-        return found | dict.fromkeys(self._members.starting, "starts")
+        found = {worker: unit.pending[0].condition for worker, unit in units.items()}
+        return {**found, **dict.fromkeys(self._members.starting, "starts")}
 
     def _hand_out(self, workers: Iterable[int], most_rows: int) -> None:
         """Give workers what they should have ahead: a unit to each, then the next to each."""

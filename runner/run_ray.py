@@ -100,7 +100,8 @@ class RayProcesses:
                 ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
         except (RayError, OSError, ValueError, RuntimeError) as error:
             where = f"--ray-address: {team.address}" if team.address else "Ray"
-            raise SetupError(f"{where}: cannot be used: {first_line(error)}") from error
+            hint = ". RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster" if team.address else ""
+            raise SetupError(f"{where}: cannot be used: {first_line(error)}{hint}") from error
         if team.workers is None:
             self.count = self._room()
 

@@ -110,5 +110,6 @@ class RemoteWorker:
             DeviceMemoryError: the rows of the shape do not fit.
         """
         facts = self.facts()
-        batches = [evolve(batch, device=facts.device) for batch in self._worker.answers([unit], most_rows)]
+        ended = self._worker.answers([unit], most_rows)
+        batches = [evolve(batch, device=facts.device) for together in ended for batch in together]
         return batches, self._worker.may_grow(most_rows)

@@ -65,7 +65,7 @@ class Worker:
         """How many workers there are on which kind of device."""
         return {self.facts.device: 1}
 
-    def doing(self) -> dict[int, str]:
+    def doing(self) -> dict[int, object]:
         """What each of several workers is doing; there is one."""
         return {}
 
@@ -115,8 +115,8 @@ class Worker:
         rows = self._scheduler.shape.rows if self._scheduler else most_rows
         return model_memory.may_grow(self._context.device, rows, most_rows)
 
-    def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[AnswerBatch]:
-        """Damage the model and let it answer, unit by unit, in the shape that was set.
+    def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[Sequence[AnswerBatch]]:
+        """Damage the model and let it answer, unit by unit, in the shape that was set; batches as they end.
 
         Stops before a unit for which more rows would fit in memory, up to `most_rows`. Whatever is done with what is
         given, the device decodes meanwhile.
@@ -140,7 +140,7 @@ class Worker:
         told = 0
         with _too_many_rows():
             for ended in scheduler.answers(damaged_models()):
-                yield self._batch(reports, told, ended)
+                yield (self._batch(reports, told, ended),)
                 told = max(told, ended.unit + 1)
 
     def _damage(self, unit: WorkUnit) -> DamageReport:

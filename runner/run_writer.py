@@ -34,13 +34,24 @@ class RecordWriter:
     progress: Progress
     prompt_ids: Mapping[str, int]
 
-    def write(self, batch: AnswerBatch, shape: BatchShape) -> list[RequestId]:
-        """Write down what damage did to models that are new, and the answers of a batch in this shape.
+    def write(self, batches: Sequence[AnswerBatch], shape: BatchShape) -> list[RequestId]:
+        """Write down what damage did to models that are new, and the answers of batches in this shape.
 
-        Gives what is thereby done.
+        The disk is waited for once, however many batches there are. Gives what is thereby done.
         """
+        records = [self._records(batch, shape) for batch in batches]
+        added = [record for of_batch in records for record in of_batch]
+        self.file.begin(added)  # before the sidecar, which could otherwise be that of another file by now
+        self._write_effects([report for batch in batches for report in batch.reports])
+        self.file.append(added)
+        for batch, of_batch in zip(batches, records, strict=True):
+            self.progress.batch_done([answer.id.condition for answer in batch.answers], of_batch, batch.seconds)
+            model_memory.check(batch.memory_used)
+        return [answer.id for batch in batches for answer in batch.answers]
+
+    def _records(self, batch: AnswerBatch, shape: BatchShape) -> list[dict[str, Any]]:
         of_all = self._batch_fields(batch)
-        records = [
+        return [
             make_record(
                 self.spec,
                 answer.id.condition,
@@ -48,18 +59,15 @@ class RecordWriter:
             )
             for answer in batch.answers
         ]
-        self.file.begin(records)  # before the sidecar, which could otherwise be that of another file by now
-        for report in batch.reports:
-            self._write_effect(report)
-        self.file.append(records)
-        done = [answer.id for answer in batch.answers]
-        self.progress.batch_done([one.condition for one in done], records, batch.seconds)
-        model_memory.check(batch.memory_used)
-        return done
 
-    def _write_effect(self, report: DamageReport) -> None:
-        """Say in the sidecar what the damage of a unit's conditions did."""
-        self.sidecar.add_evidence([_effect_row(pending.condition, report) for pending in report.unit.pending])
+    def _write_effects(self, reports: Sequence[DamageReport]) -> None:
+        """Say in the sidecar what the damage of the conditions of some units did."""
+        rows = [_effect_row(pending.condition, report) for report in reports for pending in report.unit.pending]
+        self.sidecar.add_evidence(rows)
+        for report in reports:
+            self._warn_of_merged_values(report)
+
+    def _warn_of_merged_values(self, report: DamageReport) -> None:
         first, distinct = report.unit.pending[0].condition, report.effect.get("distinct_values")
         if first.repeat_index == 0 and distinct is not None and distinct < first.level:
             logger.warning("%s: %s holds %d distinct values of %g", first, self.spec.model.dtype, distinct, first.level)

@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,8 +66,15 @@ class _Event:
 class SimulatedProcesses:
     """The `run_members.Processes` of a simulation."""
 
-    def __init__(self, count: int, fate: Fate, engines: Callable[[int], EngineChoice] = lambda _: PLAIN) -> None:
-        self.count, self._fate, self._engines = count, fate, engines
+    def __init__(
+        self,
+        count: int,
+        fate: Fate,
+        engines: Callable[[int], EngineChoice] = lambda _: PLAIN,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """With a `clock` time goes by itself, and what ended while nobody looked comes together."""
+        self.count, self._fate, self._engines, self._own = count, fate, engines, clock
         self._clock, self._number = 0.0, 0
         self._processes = [_Process() for _ in range(count)]
         self._events: list[_Event] = []
@@ -76,6 +84,8 @@ class SimulatedProcesses:
 
     def now(self) -> float:
         """Seconds of the simulation."""
+        if self._own is not None:
+            self._clock = max(self._clock, self._own())
         return self._clock
 
     def send(self, worker: int, method: str, *arguments: Any) -> None:
@@ -99,16 +109,21 @@ class SimulatedProcesses:
 
     def replies(self, timeout: float) -> list[Reply]:
         """See `Processes.replies`; everything that ends at one moment comes together."""
-        limit = self._clock + timeout
+        limit = self.now() + timeout
         while self._events and self._events[0].time <= limit:
-            self._clock = self._events[0].time
+            self._wait_until(self._events[0].time)
             found = []
-            while self._events and self._events[0].time == self._clock:
+            while self._events and self._events[0].time <= self._clock:
                 found += self._end(heapq.heappop(self._events))
             if found:
                 return found
-        self._clock = limit
+        self._wait_until(limit)
         return []
+
+    def _wait_until(self, moment: float) -> None:
+        if self._own is not None:
+            time.sleep(max(0.0, moment - self.now()))
+        self._clock = max(self.now(), moment)
 
     def _end(self, event: _Event) -> Iterator[Reply]:
         process = self._processes[event.worker]

@@ -1,7 +1,8 @@
 """Several workers as one: every unit is answered once, whoever dies, hangs, disagrees or comes late."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import hypothesis.strategies as st
@@ -13,7 +14,7 @@ from simulated import NEVER, SHAPE, Fate, SimulatedProcesses, answers_to, facts
 from runner.decode_engine import PLAIN, EngineChoice
 from runner.errors import DeviceMemoryError, SetupError, SpecError, WorkerLostError
 from runner.run_members import MOST_STARTS, difference
-from runner.run_plan import Condition, PendingCondition, WorkUnit, work_units
+from runner.run_plan import AnswerBatch, Condition, PendingCondition, WorkUnit, work_units
 from runner.run_pool import Pool
 from runner.run_queue import AHEAD, MOST_ATTEMPTS, OVERDUE_SECONDS, UnitQueue
 
@@ -34,7 +35,12 @@ def run(processes: SimulatedProcesses, units: Sequence[WorkUnit]) -> tuple[Pool,
     """A pool after its work, and how often each request was answered."""
     pool = Pool(processes)
     pool.set_shape(SHAPE)
-    return pool, Counter(answer.id for batch in pool.answers(units, 4) for answer in batch.answers)
+    return pool, Counter(answer.id for batch in batches_of(pool, units) for answer in batch.answers)
+
+
+def batches_of(pool: Pool, units: Sequence[WorkUnit]) -> Iterator[AnswerBatch]:
+    """One by one."""
+    return chain.from_iterable(pool.answers(units, 4))
 
 
 def once(units: Sequence[WorkUnit]) -> Counter[Any]:
@@ -70,7 +76,7 @@ def test_every_unit_is_answered_once_whatever_happens(workers: int, count: int, 
         left = [unit for unit in units if unit.requests[0] not in found]
         left = [unit for unit in left if unit not in [failure.unit for failure in pool.failures]]
         try:
-            for batch in pool.answers(left, 4):
+            for batch in batches_of(pool, left):
                 found.update(answer.id for answer in batch.answers)
         except DeviceMemoryError:
             pool.set_shape(SHAPE)
@@ -88,7 +94,7 @@ def test_workers_are_never_idle_while_units_wait() -> None:
     pool = Pool(processes)
     pool.set_shape(SHAPE)
     begun = processes.now()
-    assert sum(1 for _ in pool.answers(units_of(10), 4)) == 10
+    assert sum(1 for _ in batches_of(pool, units_of(10))) == 10
     assert processes.now() - begun == 5.0
 
 
@@ -224,5 +230,14 @@ def test_fewer_rows_are_tried_where_one_worker_has_no_memory_for_them() -> None:
     pool.set_shape(SHAPE)
     found = []
     with pytest.raises(DeviceMemoryError):
-        found += pool.answers(units_of(6), 4)
+        found += batches_of(pool, units_of(6))
     assert pool.set_shape(SHAPE.with_rows(2)).engine == PLAIN
+
+
+def test_a_worker_that_dies_at_the_start_is_not_waited_for() -> None:
+    """A host that is lost may never come back, and the others have work."""
+    fates = iter([(1.0, None), (2.0, LOST), (NEVER, None)])
+    processes = SimulatedProcesses(2, lambda _, method, __: next(fates) if method == "facts" else (1.0, None))
+    pool = Pool(processes)
+    assert processes.now() < 5
+    assert pool.doing() == {1: "starts"}

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -100,7 +100,7 @@ class Echo:
         """Any will do."""
         return START
 
-    def answers(self, units: Iterable[WorkUnit], _most: int) -> Iterator[AnswerBatch]:
+    def answers(self, units: Iterable[WorkUnit], _most: int) -> Iterator[Sequence[AnswerBatch]]:
         """Two at a time, from the last request of a unit to the first."""
         for unit in units:
             condition = unit.pending[0].condition
@@ -121,9 +121,11 @@ class Echo:
                     for one in requests[first : first + BATCH]
                 )
                 reports = (report,) if first == 0 else ()
-                yield AnswerBatch(
-                    reports=reports, report=report, answers=answers, device="cpu", seconds=0.5, memory_used=None
-                )
+                yield [
+                    AnswerBatch(
+                        reports=reports, report=report, answers=answers, device="cpu", seconds=0.5, memory_used=None
+                    )
+                ]
 
 
 def key_to(request: RequestId) -> tuple[Any, ...]:
