@@ -1,8 +1,10 @@
 """Files that are replaced as a whole or not at all, and names that hold a date."""
 
 import errno
+import fcntl
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -67,6 +69,36 @@ def replace_file(path: Path, content: Iterable[bytes]) -> None:
         with suppress(FileNotFoundError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+def replace_open(path: Path, old: int, content: Iterable[bytes], *, kept: Path | None, locked: bool) -> int:
+    """Replace a file that is open as `old` by a new one, as `replace_file` does; the descriptor of the new one.
+
+    The old one stays as `kept`, if that is given. If it is `locked`, the new one is locked before it has the name. The
+    folder is left to be synced.
+    """
+    temporary = temporary_name(path)
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        with suppress(OSError):
+            os.fchmod(descriptor, stat.S_IMODE(os.fstat(old).st_mode))
+        if locked:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.writelines(content)
+        sync(descriptor)
+        if kept is not None:
+            try:
+                os.link(path, kept)
+            except OSError:  # no hard links here: for a moment nothing has the name
+                path.rename(kept)
+            sync_folder(path.parent)  # of two renames, a power cut may keep the second alone
+        temporary.rename(path)
+    except BaseException:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+        raise
+    return descriptor
 
 
 def temporary_name(path: Path) -> Path:

@@ -6,17 +6,15 @@ A file that is not ours is never changed, and one that another program puts in t
 """
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from runner.env_files import is_named, kept_name, replace_file, sync, sync_folder, temporary_name, write_at
+from runner.env_files import is_named, kept_name, replace_file, replace_open, sync_folder, write_at
 from runner.errors import SetupError
 from runner.results_checksum import sealed
 from runner.results_layout import CLOSING, EMPTY, OPENING, Scan, addition_of, content_of, tail_of, whole
@@ -144,6 +142,29 @@ class ResultsFile:
         self._remember()
         self._check([])
 
+    def spans(self) -> Iterator[tuple[Record, int, int]]:
+        """Each record with the offset and the length of its line; none of a file that is still to be set aside."""
+        if self._keep is None:
+            with self._scan() as scan:
+                for record, line in scan:
+                    yield record, scan.end - len(line), len(line)
+
+    def line_at(self, offset: int, length: int) -> bytes:
+        """The line that `spans` gave."""
+        return os.pread(self._descriptor, length, offset)
+
+    def rewrite(self, lines: Iterable[bytes]) -> None:
+        """Let the file hold these lines; a crash leaves it as it was or as it is to be, and it stays open and locked.
+
+        Raises:
+            SetupError: the disk is full or gone, and the file as it was. Or see `begin`.
+        """
+        self.begin()
+        try:
+            self._put_in_place(lines, None)
+        except OSError as error:
+            raise SetupError(f"{self.path}: cannot be written anew: {error.strerror}. It is as it was.") from None
+
     def close(self) -> None:
         """Close the file; it vanishes if it is ours and nothing is in it."""
         with contextlib.suppress(OSError):
@@ -166,34 +187,19 @@ class ResultsFile:
 
     def _succeed(self, word: str) -> Path:
         """Put a new file in the place of this one, which is kept under a name with a word and the date."""
-        temporary = temporary_name(self.path)
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            with contextlib.suppress(OSError):
-                os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._descriptor).st_mode))
-            if self._lock_file is None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with open(descriptor, "wb", closefd=False) as file:
-                file.writelines(content_of(self._lines()))
-                size = file.tell()
-            sync(descriptor)
-            kept = kept_name(self.path, word)
-            try:
-                os.link(self.path, kept)
-            except OSError:  # no hard links here: for a moment nothing has the name
-                self.path.rename(kept)
-            sync_folder(self.path.parent)  # of two renames, a power cut may keep the second alone
-            temporary.rename(self.path)
-        except BaseException:
-            os.close(descriptor)
-            temporary.unlink(missing_ok=True)
-            raise
+        kept = kept_name(self.path, word)
+        self._put_in_place(self._lines(), kept)
+        return kept
+
+    def _put_in_place(self, lines: Iterable[bytes], kept: Path | None) -> None:
+        """Put a new file with these lines in the place of this one, which stays under another name if one is given."""
+        locked = self._lock_file is None
+        descriptor = replace_open(self.path, self._descriptor, content_of(lines), kept=kept, locked=locked)
         os.close(self._descriptor)
         self._descriptor = descriptor
-        self._end = max(len(OPENING), size - len(CLOSING))
+        self._end = max(len(OPENING), os.fstat(descriptor).st_size - len(CLOSING))
         sync_folder(self.path.parent)
         self._remember()
-        return kept
 
     def _remember(self) -> None:
         """What is known of the file, so that the next append notices if it is another."""
