@@ -10,6 +10,7 @@ DESCRIPTION = "Damage a language model on purpose, step by step, and record how 
 EPILOG = """\
 degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
 degrade check RESULT [RESULT ...]: is every record whole, and as the sidecar says; see degrade check --help
+degrade merge RESULT [RESULT ...]: join the files of shards; see degrade merge --help
 degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
 
 exit codes: 0 done; 1 an error that nobody foresaw: two lines say which, and where its trace is; 2 the spec or the
@@ -37,6 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
     parser.add_argument("--force", action="store_true",
                         help="run everything again; the old file is kept under a dated name")  # fmt: skip
+    parser.add_argument("--shard", metavar="I/N",
+                        help="only part I of N, in files of its own: runs that know nothing of each other do all N, "
+                        "and degrade merge joins their files")  # fmt: skip
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
 

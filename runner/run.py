@@ -12,7 +12,6 @@ from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.model_load import choose_device
-from runner.results_record import experiment_id
 from runner.results_sidecar import Sidecar
 from runner.run_identity import text_digest, tokens_digest
 from runner.run_plan import PendingCondition, WorkerFacts, all_conditions, most_requests, work_units
@@ -26,6 +25,7 @@ from runner.run_resume import (
     witnesses_of,
 )
 from runner.run_setup import prepare_run
+from runner.run_shard import Shard
 from runner.run_start import Start
 from runner.run_worker import Worker
 from runner.run_writer import RecordWriter
@@ -45,8 +45,8 @@ class Study:
     tokens: Tokens
 
 
-def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) -> None:
-    """Do what of a spec is not done yet, and append it to the results files.
+def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False, shard: Shard | None = None) -> None:
+    """Do what of a spec, or of a shard of it, is not done yet, and append it to the results files.
 
     Raises:
         SpecError: the spec asks for what cannot be, or for other settings than those of an existing file.
@@ -54,10 +54,11 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
     """
     inputs = check(spec, spec_folder)
     with ExitStack() as files:
-        experiments = list(open_experiments(spec, inputs, results, files, force=force))
+        experiments = list(open_experiments(spec, inputs, results, files, force=force, shard=shard))
         if not any(experiment.pending for experiment in experiments):
             check_finished(experiments, spec, inputs)
-            logger.info("%s: nothing to do, every record is there", spec.name)
+            part = f", shard {shard}" if shard else ""
+            logger.info("%s%s: nothing to do, every record is there", spec.name, part)
             return
         device = choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
         tokens = tokenise(spec, inputs)
@@ -68,7 +69,7 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False) ->
             experiments = [guarded(e, partial(check_model_of, e, spec, worker)) for e in experiments]
             with Progress([pending for experiment in experiments for pending in experiment.pending]) as progress:
                 for experiment in experiments:
-                    with log_file(results / "logs", experiment_id(spec, experiment.method)):
+                    with log_file(results / "logs", experiment.log_name(spec)):
                         run_experiment(Study(spec, inputs.prompts, tokens), experiment, worker, progress)
 
 
@@ -160,7 +161,7 @@ def open_writer(
         "picture": tokens.image_inputs.digest if tokens.image_inputs else "none",
         "groups": {group: list(facts.tensors[group]) for group in groups},
     }
-    sidecar = Sidecar(experiment.file.path, study.spec, provenance, experiment.past.sidecar)
+    sidecar = Sidecar(experiment.file.path, study.spec, provenance, experiment.past.sidecar, experiment.shard)
     for change in sidecar.changes:
         logger.warning("not as in the run before: %s", change)
     return RecordWriter(

@@ -113,6 +113,15 @@ def results_of_a_run(forks: ForkServer, checkpoints: dict[str, Path], tmp_path_f
     return folder / "results"
 
 
+@pytest.fixture(scope="session")
+def sharded(forks: ForkServer, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study, done in three shards with their files in one folder; not to be changed."""
+    folder = make_study(tmp_path_factory.mktemp("sharded"), checkpoints["llama"])
+    for index in (2, 3, 1):
+        done(forks.run("specs/tiny.toml", "--shard", f"{index}/3", cwd=folder))
+    return folder
+
+
 @pytest.fixture
 def finished(study: Path, results_of_a_run: Path) -> Path:
     """The study after a whole run."""
