@@ -133,9 +133,11 @@ def _check(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from runner.env_container import check_results_stay
     from runner.env_provenance import versions
+    from runner.run_estimate import Rate
     from runner.run_shard import Shard
 
     shard = Shard.parse(options.shard) if options.shard is not None else None
+    rate = Rate.parse(options.rate, dry_run=options.dry_run) if options.rate is not None else None
     specs = _read_all(options)
     if not options.dry_run:
         check_results_stay(options.results)
@@ -150,9 +152,8 @@ def _run(options: argparse.Namespace) -> int:
     for path, spec in specs:
         logger.info("spec %s", path)
         if options.dry_run:
-            cli_dry_run.preview(
-                spec, path.parent, options.results, cli_console.output, force=options.force, shard=shard
-            )
+            more = {"force": options.force, "shard": shard, "rate": rate}
+            cli_dry_run.preview(spec, path.parent, options.results, cli_console.output, **more)
         else:
             run.run(spec, path.parent, options.results, force=options.force, shard=shard)
     return 0

@@ -35,9 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path(os.environ.get("DEGRADE_RESULTS") or "results"),
                         metavar="DIR", help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
     parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
-    parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
+    parser.add_argument("--dry-run", action="store_true", help="print plan, tensors, memory and time; load no weights")
     parser.add_argument("--force", action="store_true",
                         help="run everything again; the old file is kept under a dated name")  # fmt: skip
+    parser.add_argument("--rate", metavar="RECORDS_PER_SECOND",
+                        help="with --dry-run: what one GPU makes, instead of what earlier records say, to tell how "
+                        "long 1, 4, 32 and 256 of them would take")  # fmt: skip
     parser.add_argument("--shard", metavar="I/N",
                         help="only part I of N, in files of its own: runs that know nothing of each other do all N, "
                         "and degrade merge joins their files")  # fmt: skip

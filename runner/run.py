@@ -153,6 +153,7 @@ def open_writer(
         "machine": facts.machine,
         "engine": asdict(start.engine),
         "start_check": {key: value for key, value in asdict(start.agreement).items() if value is not None},
+        "start_seconds": round(start.seconds, 1),
         "model": facts.model,
         "generation_config": dict(facts.checkpoint_settings),
         "prompts_digest": env_provenance.prompts_digest(study.prompts),
