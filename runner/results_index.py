@@ -30,6 +30,7 @@ class RecordIndex:
     def __init__(self, conditions: Sequence[Condition]) -> None:
         """`conditions` are the plan."""
         self.doubles = 0
+        self.conflict: SetupError | None = None  # the first record that two parts have and do not agree on
         self._conditions = conditions
         self._rank = plan_rank(conditions)
         self._parts: list[Part] = []
@@ -51,7 +52,7 @@ class RecordIndex:
         """Read a part, and summarise it.
 
         Raises:
-            SetupError: it is damaged or of a newer release, or a record is not what another part has under its key.
+            SetupError: it is damaged or of a newer release.
         """
         scan, source = Scan(part.file), len(self._parts)
         self._parts.append(part)
@@ -89,8 +90,8 @@ class RecordIndex:
         before = self._line(entry)
         if self._contents[entry * _DIGEST_SIZE : (entry + 1) * _DIGEST_SIZE] != content:
             path = self._parts[self._sources[entry]].path
-            raise _conflict(self._parts[source].path, scan.place, record, path, before)
-        if line < before:  # the earlier one, for it begins with its time; so that the order of files decides nothing
+            self.conflict = self.conflict or _conflict(self._parts[source].path, scan.place, record, path, before)
+        elif line < before:  # the earlier one, for it begins with its time; so that the order of files decides nothing
             for column, value in zip(self._columns, place, strict=True):
                 column[entry] = value
 

@@ -58,6 +58,9 @@ def merge(paths: Iterable[Path], folder: Path | None, tell: Tell) -> None:
         merges = [_prepare([part for part in parts if part.method == method], folder, files) for method in methods]
         check_one_study([part for merge in merges for part in merge.parts])
         for one in merges:
+            if (conflict := one.study.conflict or one.index.conflict) is not None:
+                raise conflict
+        for one in merges:
             _write(one)
             tell(f"{one.output.path}: {_summary(one)}")
         _tell_of_methods(merges, tell)
@@ -117,16 +120,20 @@ def _write(merge: Merge) -> None:
 def _summary(merge: Merge) -> str:
     """What a merged file holds, and what is missing in it."""
     index = merge.index
-    told = f"{index.count} records from {len(merge.parts)} files"
+    told = f"{_number(index.count, 'record')} from {_number(len(merge.parts), 'file')}"
     if index.doubles:
         told += f", {index.doubles} of them there more than once and equal"
     missing = index.missing()
     if not missing:
         return f"{told}; none is missing"
-    told += f"; {sum(missing.values())} records of {len(missing)} conditions are missing"
+    told += f"; missing: {_number(sum(missing.values()), 'record')} of {_number(len(missing), 'condition')}"
     if shards := _shards_of(missing, merge.parts):
         told += f", all of them of {'shard' if len(shards) == 1 else 'shards'} {', '.join(map(str, shards))}"
     return told
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _shards_of(missing: Mapping[Condition, int], parts: Sequence[Part]) -> list[Shard]:

@@ -1,6 +1,7 @@
 """What a merge knows of each file before its records: its sidecar, its spec; and whether all files are of one study."""
 
 import errno
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -50,6 +51,7 @@ class Part:
     path: Path
     file: BinaryIO
     sidecar: Tables
+    digest: str  # of the sidecar's bytes
     spec: Spec
     method: Method  # of its first record, and then of all
     summary: RecordSummary = field(factory=RecordSummary)
@@ -75,7 +77,7 @@ class Part:
     @property
     def order(self) -> tuple[str, str]:
         """Where it stands among others, whatever the order in which they were named: by its last run."""
-        return (max((str(run.get("started", "")) for run in self.runs), default=""), dump_toml(self.sidecar))
+        return (max((str(run.get("started", "")) for run in self.runs), default=""), self.digest)
 
 
 def open_part(path: Path, files: ExitStack) -> Part | None:
@@ -105,7 +107,7 @@ def open_part(path: Path, files: ExitStack) -> Part | None:
     method = first[0]["degradation_method"]
     if method not in get_args(Method):
         raise SetupError(f"{path}: its first record names a method that there is not: {method!r}")
-    return Part(path, file, sidecar, load_spec(place), method)
+    return Part(path, file, sidecar, hashlib.sha256(data).hexdigest(), load_spec(place), method)
 
 
 @frozen
@@ -115,14 +117,12 @@ class Study:
     spec: Spec
     runs: Sequence[Tables]
     evidence: Mapping[tuple[Any, ...], Tables]
+    conflict: SetupError | None  # a damaged model of which two files have different digests
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Self:
-        """The sweeps, runs and evidence of all parts, which stand in their order.
-
-        Raises:
-            SetupError: two parts have different digests of the same damaged model.
-        """
+        """The sweeps, runs and evidence of all parts, which stand in their order."""
+        conflict: SetupError | None = None
         runs = {dump_toml(run): run for part in parts for run in part.runs}
         evidence: dict[tuple[Any, ...], tuple[Tables, Path]] = {}
         for part in parts:
@@ -132,7 +132,7 @@ class Study:
                     what = ", ".join(
                         f"{key} {value!r}" for key, value in zip(EVIDENCE_KEY, evidence_key(row), strict=True)
                     )
-                    raise SetupError(
+                    conflict = conflict or SetupError(
                         f"{sidecar_path(part.path)}: weights_digest of {what} is {row.get('weights_digest')!r}, and in "
                         f"{sidecar_path(path)} it is {before.get('weights_digest')!r}. Nothing was merged."
                     )
@@ -140,6 +140,7 @@ class Study:
             spec=joined_spec([part.spec for part in parts]),
             runs=[run for _, run in sorted(runs.items(), key=lambda item: (str(item[1].get("started", "")), item[0]))],
             evidence={key: row for key, (row, _) in evidence.items()},
+            conflict=conflict,
         )
 
     def sidecar(self) -> bytes:

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from records import Records, open_results, parse
 
 from runner.cli import main
-from runner.results_checksum import SCHEMA_VERSION, sealed
+from runner.results_checksum import SCHEMA_VERSION, sealed, sealed_text
 from runner.results_file import ResultsFile
 from runner.results_sidecar import sidecar_path
 from runner.results_summary import key_of
 from runner.run_plan import all_conditions
-from runner.spec import load_spec
+from runner.spec import dump_toml, load_spec
 
 CURRENT = next((Path(__file__).parent / "data" / "formats" / "version_2").glob("*.json"))
 VOLATILE = ("timestamp", "duration", "device", "vram_usage_percent")
@@ -105,6 +105,7 @@ def test_any_order_gives_the_same_bytes(shards: list[Path], tmp_path: Path) -> N
         assert contents(out) == whole
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     homes=st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=len(WHOLE), max_size=len(WHOLE)),
@@ -186,12 +187,17 @@ OTHERS: list[tuple[Callable[[Records], Records], str]] = [
 ]
 
 
+@pytest.mark.parametrize("overlap", [10, 14])
 @pytest.mark.parametrize(("change", "expected"), OTHERS)
 def test_another_experiment_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Records], Records], expected: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Records], Records],
+    expected: str,
+    overlap: int,
 ) -> None:
-    """As on resume, each difference by name; although no record is in both."""
-    one, other = write(tmp_path / "a.json", WHOLE[:10]), write(tmp_path / "b.json", change(WHOLE[10:]))
+    """As on resume, each difference by name; whether or not there are records of the same keys in both."""
+    one, other = write(tmp_path / "a.json", WHOLE[:overlap]), write(tmp_path / "b.json", change(WHOLE[10:]))
     assert main(["merge", str(one), str(other), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "was made under other settings. Files of one study can be merged, and no others." in said
@@ -211,6 +217,7 @@ def test_another_spec_in_the_sidecar_is_refused(halves: list[Path], capsys: pyte
     assert "name_suffix: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_sweeps_and_repeats_are_joined(
     shards: list[Path], study: Path, degrade: Command, forks: ForkServer
 ) -> None:
@@ -231,9 +238,9 @@ def test_what_is_missing_is_told_and_made(shards: list[Path], study: Path, degra
     """With the shards that it belongs to; a run on the merged file makes it, and no more."""
     own = [path for path in shards if ".shard-2-" not in path.name]
     said = done(forks.run("merge", *map(str, own), "--out", "results", cwd=study)).stdout
-    (line,) = [line for line in said.splitlines() if "are missing" in line]
+    (line,) = [line for line in said.splitlines() if "missing: " in line]
     assert "outputs_ablation_" in line
-    assert line.endswith("10 records of 2 conditions are missing, all of them of shard 2/3")
+    assert line.endswith("missing: 10 records of 2 conditions, all of them of shard 2/3")
     assert "of uni_quant, which the study has as well, no file was given" in said
     kept = contents(study / "results")
     done(degrade())
@@ -279,7 +286,8 @@ def test_a_torn_file_gives_what_is_whole(
         file.write(b"\n[[provenance.evidence]]\nmethod")
     assert parse(merged(halves, tmp_path / "out")) == WHOLE[:-1]
     assert (
-        "19 records from 2 files, 4 of them there more than once and equal; 1 records of 1" in capsys.readouterr().out
+        "19 records from 2 files, 4 of them there more than once and equal; missing: 1 record of 1 condition"
+        in capsys.readouterr().out
     )
 
 
@@ -320,6 +328,21 @@ def test_a_file_without_records_is_told(halves: list[Path], tmp_path: Path, caps
     assert f"{empty}: holds no record" in capsys.readouterr().out
     assert main(["merge", str(empty)]) == 3
     assert "nothing to merge" in capsys.readouterr().err
+
+
+def test_weights_that_two_sidecars_differ_in_are_refused(
+    halves: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same damaged model cannot have two digests, whatever its records say."""
+    place = sidecar_path(halves[1])
+    head, *entries = place.read_text().split("\n[[provenance.evidence]]\n")
+    row = tomllib.loads(entries[0]) | {"weights_digest": "0" * 16}
+    changed = sealed_text("\n[[provenance.evidence]]\n" + dump_toml(row))
+    place.write_text("\n[[provenance.evidence]]\n".join([head, *entries[1:]]) + changed)
+    assert main(["merge", *map(str, halves), "--out", str(tmp_path / "out")]) == 3
+    said = capsys.readouterr().err
+    assert f"weights_digest of method 'mult_gauss', group 'mlp_only', level {row['level']!r}, repeat_index" in said
+    assert list((tmp_path / "out").glob("*")) == []
 
 
 @pytest.mark.parametrize("moment", ["sidecar", "records"])

@@ -1,6 +1,7 @@
 """`--shard I/N`: every unit of work is in exactly one shard, on any machine, and each shard has its own files."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -215,6 +216,24 @@ def test_a_new_prompt_has_one_number_in_all_shards(sharded: Path, forks: ForkSer
     numbers = {(record["prompt_text"], record["prompt_id"]) for record in records_in(results)}
     assert len(numbers) == len(texts) == 6
     assert ("New?", 6) in numbers
+
+
+def test_a_shard_is_verified(sharded: Path, forks: ForkServer) -> None:
+    """Its damaged models are made again, and no others."""
+    (file,) = (sharded / "results").glob("outputs_mult_gauss_*.shard-3-of-3.json")
+    said = done(forks.run("verify", str(file), cwd=sharded)).stderr
+    assert f"{file.name}: 2 damaged models, 0 differ" in said
+
+
+def test_a_shard_is_begun_anew(sharded: Path, forks: ForkServer, study: Path) -> None:
+    """`--force` sets its own files aside, and touches no other shard's."""
+    results = study / "results"
+    shutil.copytree(sharded / "results", results)
+    before = {path: path.read_bytes() for path in results.glob("outputs_*") if ".shard-3-" not in path.name}
+    done(forks.run("specs/tiny.toml", "--shard", "3/3", "--force", cwd=study))
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(results.glob("replaced_*.shard-3-of-3.json"))) == 2
+    assert records_in(results) == records_in(sharded / "results")
 
 
 def test_a_report_takes_shards_as_one_run(sharded: Path) -> None:
