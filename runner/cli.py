@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner import cli_merge
 from runner.cli_parser import build_check_parser, build_parser, build_report_parser, build_verify_parser
 from runner.errors import SetupError, SpecError, Terminated, forget_stop, stop
 
@@ -132,7 +133,11 @@ def _check(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from runner.env_container import check_results_stay
     from runner.env_provenance import versions
+    from runner.run_estimate import Rate
+    from runner.run_shard import Shard
 
+    shard = Shard.parse(options.shard) if options.shard is not None else None
+    rate = Rate.parse(options.rate, dry_run=options.dry_run) if options.rate is not None else None
     specs = _read_all(options)
     if not options.dry_run:
         check_results_stay(options.results)
@@ -154,9 +159,10 @@ def _run(options: argparse.Namespace) -> int:
     for path, spec in specs:
         logger.info("spec %s", path)
         if options.dry_run:
-            cli_dry_run.preview(spec, path.parent, options.results, cli_console.output, force=options.force)
+            more = {"force": options.force, "shard": shard, "rate": rate}
+            cli_dry_run.preview(spec, path.parent, options.results, cli_console.output, **more)
         else:
-            run.run(spec, path.parent, options.results, force=options.force, asked=asked)
+            run.run(spec, path.parent, options.results, force=options.force, shard=shard, asked=asked)
     return 0
 
 
@@ -182,6 +188,7 @@ COMMANDS = {
     None: (build_parser, _run),
     "verify": (build_verify_parser, _verify),
     "check": (build_check_parser, _check),
+    "merge": (cli_merge.build_merge_parser, cli_merge.merge),
     "report": (build_report_parser, _report),
 }
 

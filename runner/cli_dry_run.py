@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from runner import model_memory
+from runner.cli_estimate import print_estimate
 from runner.decode_batch import BatchShape
+from runner.env_provenance import machine_facts
 from runner.errors import SetupError
 from runner.model_checkpoint import check_quantisation
 from runner.model_files import build_on_meta
@@ -18,8 +20,10 @@ from runner.results_guard import Past, past_of
 from runner.results_open import each_record, results_path
 from runner.results_sidecar import read_sidecar
 from runner.results_summary import RecordSummary
+from runner.run_estimate import PastRates, Rate, machine_name
 from runner.run_plan import Key, PendingCondition, all_conditions, pending_conditions
 from runner.run_resume import check_asked, check_past_settings, not_made_again, static_shape
+from runner.run_shard import Shard, of_shard
 from runner.spec import Spec
 from runner.target_groups import is_tied, resolve_targets, untie_where_asked
 from runner.target_tensor import Target
@@ -28,16 +32,26 @@ from runner.task_tokens import TaskInputs, check, tokenise
 TENSORS_SHOWN = 3
 
 
-def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, force: bool = False) -> None:
+def preview(
+    spec: Spec,
+    spec_folder: Path,
+    results: Path,
+    console: Console,
+    *,
+    force: bool = False,
+    shard: Shard | None = None,
+    rate: Rate | None = None,
+) -> None:
     """Print what a run would do.
 
     Raises:
         SpecError, SetupError: as the run itself would.
     """
     inputs = check(spec, spec_folder)
-    pasts, finished = _read_pasts(spec, inputs, results, force=force)
-    pending = pending_conditions(all_conditions(spec), inputs.prompts, finished)
-    console.print(_plan_table(spec, pending, len(inputs.prompts)))
+    rates = PastRates()
+    pasts, finished = _read_pasts(spec, inputs, results, rates, force=force, shard=shard)
+    pending = pending_conditions(of_shard(all_conditions(spec), shard), inputs.prompts, finished)
+    console.print(_plan_table(spec, pending, len(inputs.prompts), shard))
     console.print(f"records to do: {sum(len(one.prompt_indices) for one in pending)}, finished: {len(finished)}")
     for past in pasts:
         console.print(f"results file: {past.path}", soft_wrap=True)
@@ -54,15 +68,19 @@ def preview(spec: Spec, spec_folder: Path, results: Path, console: Console, *, f
     shape = _print_shapes(spec, tokens.ids, pasts, console)
     need = model_memory.estimate(model, groups, shape.rows, shape.length, getattr(torch, spec.model.dtype).itemsize)
     _print_memory(spec, need, device, console)
+    print_estimate(pending, rates.best(machine_name(machine_facts(device)), rate), console)
 
 
-def _read_pasts(spec: Spec, inputs: TaskInputs, results: Path, *, force: bool) -> tuple[list[Past], set[Key]]:
+def _read_pasts(
+    spec: Spec, inputs: TaskInputs, results: Path, rates: PastRates, *, force: bool, shard: Shard | None
+) -> tuple[list[Past], set[Key]]:
     """What the results files say, and which of their records stay."""
     pasts, finished = list[Past](), set[Key]()
     for method in dict.fromkeys(sweep.method for sweep in spec.sweeps):
-        path = results_path(results, method, spec.model.id, spec.suffix)
+        path = results_path(results, method, spec.model.id, spec.suffix, shard)
         kept = not_made_again([c for c in all_conditions(spec) if c.method == method])
-        summary = RecordSummary.of(record for record in each_record(path) if not force or kept(record))
+        records = rates.watch(path, each_record(path))
+        summary = RecordSummary.of(record for record in records if not force or kept(record))
         pasts.append(past_of(path, summary, read_sidecar(path) if summary.count else {}))
         finished |= summary.keys
         if not force:
@@ -121,8 +139,9 @@ def _print_memory(spec: Spec, need: model_memory.Estimate, device: torch.device,
         console.print("that is more than one GPU has: layers will be spread over all GPUs and the host")
 
 
-def _plan_table(spec: Spec, pending: Sequence[PendingCondition], prompts: int) -> Table:
-    title = f"{spec.name}: {prompts} prompts, {spec.run.n_rep} repeats, seed {spec.run.seed}; still to do:"
+def _plan_table(spec: Spec, pending: Sequence[PendingCondition], prompts: int, shard: Shard | None) -> Table:
+    name = f"{spec.name}, shard {shard}" if shard else spec.name
+    title = f"{name}: {prompts} prompts, {spec.run.n_rep} repeats, seed {spec.run.seed}; still to do:"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("sweep", "method", "group", "levels", "conditions", "records"):
         table.add_column(column, no_wrap=True, justify="right" if column in {"conditions", "records"} else "left")

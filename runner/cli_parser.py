@@ -10,6 +10,7 @@ DESCRIPTION = "Damage a language model on purpose, step by step, and record how 
 EPILOG = """\
 degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
 degrade check RESULT [RESULT ...]: is every record whole, and as the sidecar says; see degrade check --help
+degrade merge RESULT [RESULT ...]: join the files of shards; see degrade merge --help
 degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
 
 exit codes: 0 done; 1 an error that nobody foresaw: two lines say which, and where its trace is; 2 the spec or the
@@ -39,9 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
     workers.add_argument("--processes", type=_count, metavar="N", help="with --device cpu: N workers")
     workers.add_argument("--gpus-per-model", type=_count, metavar="N", help="spread every model over N GPUs")
     workers.add_argument("--ray-address", metavar="ADDRESS", help="the GPUs of a Ray cluster: auto, or HOST:PORT")
-    parser.add_argument("--dry-run", action="store_true", help="print plan, tensors and memory; load no weights")
+    parser.add_argument("--dry-run", action="store_true", help="print plan, tensors, memory and time; load no weights")
     parser.add_argument("--force", action="store_true",
                         help="run everything again; the old file is kept under a dated name")  # fmt: skip
+    parser.add_argument("--rate", metavar="RECORDS_PER_SECOND",
+                        help="with --dry-run: what one GPU makes, instead of what earlier records say, to tell how "
+                        "long 1, 4, 32 and 256 of them would take")  # fmt: skip
+    parser.add_argument("--shard", metavar="I/N",
+                        help="only part I of N, in files of its own: runs that know nothing of each other do all N, "
+                        "and degrade merge joins their files")  # fmt: skip
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
 

@@ -15,9 +15,10 @@ from runner.errors import DegradeError, SetupError
 from runner.results_checksum import SCHEMA_VERSION, VERSION, spoilt_parts
 from runner.results_layout import Scan, whole
 from runner.results_record import Record, guarded_settings
-from runner.results_sidecar import Tables, read_sidecar, sidecar_path
+from runner.results_sidecar import Tables, read_sidecar, shard_of, sidecar_path
 from runner.results_summary import key_of
 from runner.run_plan import Key, all_conditions
+from runner.run_shard import Shard
 from runner.spec import Spec, load_spec
 from runner.spec_methods import METHODS, weights_key
 
@@ -79,7 +80,7 @@ def check(path: Path, tell: Tell) -> Checked:
 
 def look(file: BinaryIO, spec: Spec | None, sidecar: Tables, fault: Tell) -> tuple[Scan, int]:
     """Tell every fault of an open results file, given its sidecar and the spec in it; and count its damaged models."""
-    scan, seen = Scan(file), _Seen(spec, fault)
+    scan, seen = Scan(file), _Seen(spec, shard_of(sidecar), fault)
     for record, _ in scan:
         seen.add(scan.place, record)
     for flaw in scan.flaws:
@@ -103,6 +104,7 @@ def _read_sidecar(place: Path, results: Path, fault: Callable[[str, Path], None]
         if b"# crc32 " in data or sidecar.get("provenance", {}).get(VERSION, 1) >= SCHEMA_VERSION:
             for line in spoilt_parts(data):
                 fault(f"line {line}: what begins here was changed since degrade wrote it, or is torn", place)
+        shard_of(sidecar)  # told here if it is none
         return (load_spec(place) if sidecar else None), sidecar
     except (DegradeError, OSError) as error:
         fault(str(error).removeprefix(f"{place}: "), place)
@@ -112,11 +114,13 @@ def _read_sidecar(place: Path, results: Path, fault: Callable[[str, Path], None]
 class _Seen:
     """What was seen of the records of a file; what does not fit is told."""
 
-    def __init__(self, spec: Spec | None, fault: Tell) -> None:
+    def __init__(self, spec: Spec | None, shard: Shard | None, fault: Tell) -> None:
         self._fault = fault
         self._settings = guarded_settings(spec) if spec else {}
         self._seed = self._settings.pop("seed", None)  # of repeat 0
-        self._expected = {_condition(c.key("")): None for c in all_conditions(spec)} if spec else {}
+        planned = all_conditions(spec) if spec else []
+        self._shard = shard
+        self._expected = {_condition(c.key("")): shard is None or shard.takes(c) for c in planned}
         self._texts: dict[str, str] = {}
         self._places: dict[Key, str] = {}
         self._first: dict[tuple[str, Any], tuple[Any, str]] = {}  # of what must be the same: its value, and where
@@ -140,6 +144,8 @@ class _Seen:
             self._seeds[condition] = record.get("seed")
             if self._expected and condition not in self._expected:
                 fault("the spec in the sidecar has no such level or repeat")
+            elif not self._expected.get(condition, True):
+                fault(f"belongs to another shard than {self._shard}, which this file is by its sidecar")
         for field, subject in (*_OF_ALL, ("prompt_digest", text), ("weights_digest", condition)):
             have = record.get(field)
             if have is not None:
@@ -172,9 +178,9 @@ class _Seen:
     def compare_with_spec(self) -> None:
         """Tell what the spec asks for and is not there, of the methods and prompts that the file has."""
         methods = {method for *_, method in self._seeds}
-        for condition in self._expected:
+        for condition, expected in self._expected.items():
             missing = len(self._texts) - self.answered[condition]
-            if condition[-1] in methods and missing:
+            if expected and condition[-1] in methods and missing:
                 self._fault(f"{_named(condition)}: {missing} of {len(self._texts)} records are missing")
 
     def compare_with_runs(self, provenance: Tables) -> None:

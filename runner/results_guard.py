@@ -66,11 +66,19 @@ def check_settings(
 ) -> None:
     """Refuse to add records to a file that was made under other settings.
 
-    The seed is compared as that of repeat 0; the model's revision, groups of one's own and the text for the perplexity
-    with the sidecar. `picture` is a digest.
-
     Raises:
         SpecError: with every difference.
+    """
+    refuse(path, differences_of_settings(summary, settings, spec, sidecar, picture), whose="the spec")
+
+
+def differences_of_settings(
+    summary: RecordSummary, settings: Mapping[str, Any], spec: Spec, sidecar: Tables, picture: str | None
+) -> Differences:
+    """How a spec differs from what a file was made under; `settings` are the guarded ones of that spec.
+
+    The seed is compared as that of repeat 0; the model's revision, groups of one's own and the text for the perplexity
+    with the sidecar. `picture` is a digest.
     """
     before = sidecar if summary.count else {}
     different = _differences_of_sidecar(before, spec)
@@ -82,7 +90,7 @@ def check_settings(
         for have in summary.settings.get(key, ()):
             if have != wanted:
                 different[key] = (have, wanted)
-    refuse(path, different, whose="the spec")
+    return different
 
 
 def _differences_of_sidecar(before: Tables, spec: Spec) -> Differences:
@@ -105,10 +113,20 @@ def _differences_of_sidecar(before: Tables, spec: Spec) -> Differences:
 def check_tokens(past: Past, lengths: Mapping[str, int], digests: Mapping[str, str], perplexity: str) -> None:
     """Refuse other tokens for a prompt that was asked before, or for the text whose perplexity was measured.
 
-    `lengths` and `digests` are those of prompts' tokens by text, `perplexity` is the digest of that text, or empty.
-
     Raises:
         SpecError: tokenizer, chat template, date or text are not what they were.
+    """
+    different = differences_of_tokens(past, lengths, digests, perplexity)
+    hint = "The tokenizer, its chat template or run.date changed, or the text" if different else ""
+    refuse(past.path, different, hint)
+
+
+def differences_of_tokens(
+    past: Past, lengths: Mapping[str, int], digests: Mapping[str, str], perplexity: str
+) -> Differences:
+    """How tokens differ from those that a file's prompts were.
+
+    `lengths` and `digests` are those of prompts' tokens by text, `perplexity` is the digest of that text, or empty.
     """
     different: Differences = {}
     for text, digest in digests.items():
@@ -118,18 +136,25 @@ def check_tokens(past: Past, lengths: Mapping[str, int], digests: Mapping[str, s
             different[f"number of tokens of the prompt {text!r}"] = (past.lengths[text], lengths[text])
     if perplexity and past.perplexities - {perplexity}:
         different["tokens of perplexity.text"] = (", ".join(sorted(past.perplexities - {perplexity})), perplexity)
-    hint = "The tokenizer, its chat template or run.date changed, or the text" if different else ""
-    refuse(past.path, different, hint)
+    return different
 
 
 def check_model(past: Past, facts: Mapping[str, Any], digest: str | None, weights: Mapping[Witness, str]) -> None:
     """Refuse another model under the same name.
 
-    `facts` are those of the run for the sidecar, `digest` that of the intact model; `weights` are the digests of
-    damaged models of the past, made again.
-
     Raises:
         SpecError: with every difference.
+    """
+    refuse(past.path, differences_of_model(past, facts, digest, weights))
+
+
+def differences_of_model(
+    past: Past, facts: Mapping[str, Any], digest: str | None, weights: Mapping[Witness, str]
+) -> Differences:
+    """How a model differs from that of a file.
+
+    `facts` are those of the run for the sidecar, `digest` that of the intact model; `weights` are the digests of
+    damaged models of the past, made again.
     """
     different: Differences = {}
     if digest and past.models - {digest}:
@@ -146,18 +171,20 @@ def check_model(past: Past, facts: Mapping[str, Any], digest: str | None, weight
         for key in sorted(configs[-1].keys() | now.keys()):
             if configs[-1].get(key) != now.get(key):
                 different[f"{key} of the model's generation_config"] = (configs[-1].get(key), now.get(key))
-    refuse(past.path, different)
+    return different
 
 
-def refuse(path: Path, different: Differences, reason: str = "", whose: str = "this run") -> None:
-    """Raise what was found, if anything; `whose` is what the file is compared with.
+_HINT = "Choose another name_suffix or --results, or start over with --force."
+
+
+def refuse(path: Path, different: Differences, reason: str = "", whose: str = "this run", hint: str = _HINT) -> None:
+    """Raise what was found, if anything; `whose` is what the file is compared with, `hint` what can be done.
 
     Raises:
         SpecError: with every difference.
     """
     if different:
         lines = [f"{key}: the file has {_shown(have)}, {whose} {_shown(new)}" for key, (have, new) in different.items()]
-        hint = "Choose another name_suffix or --results, or start over with --force."
         head = " ".join(filter(None, [f"{path}: was made under other settings.", reason and f"{reason}.", hint]))
         raise SpecError("\n  ".join([head, *lines]))
 

@@ -48,6 +48,7 @@ class Scan:
         self.end = len(OPENING)  # the offset behind the last record
         self.tail = b""  # what stands there
         self.place = ""  # of the record that was given last, as in `Flaw`
+        self.exact = True  # the lines that were given stand so in the file, each up to `end`
         self.as_appended = True  # an append may go on at `end`: what stands there is our bracket, or a torn append
         self.newer: int | None = None  # a version of the schema that this program does not know
         self.flaws: list[Flaw] = []
@@ -73,7 +74,7 @@ class Scan:
             yield from self._array()
 
     def _by_lines(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        gap, wanted, exact, last = list[bytes](), b"", True, 1
+        gap, wanted, last = list[bytes](), b"", 1
         offset = len(self._file.readline())
         for number, raw in enumerate(self._file, start=2):
             whole = raw.startswith(b"{") and raw.endswith(b"},\n")
@@ -84,8 +85,9 @@ class Scan:
                 self._judge_gap(b"".join([*gap, raw[:zeros]]), wanted, number - 1)
                 self.count += 1
                 self.end, self.place, last = offset + zeros + len(line), f"line {number}", number
+                self.exact = self.exact and as_written
                 yield found, line if as_written else sealed(found)
-                gap, wanted, exact = [raw[zeros + len(line) :]], _SEPARATOR, exact and as_written
+                gap, wanted = [raw[zeros + len(line) :]], _SEPARATOR
             else:
                 gap.append(raw)
             offset += len(raw)
@@ -96,7 +98,7 @@ class Scan:
         if self.ours and self.tail != tail_of(self.end):
             what = "is damaged" if spoilt else "an append broke off" if torn else "this is behind the last record"
             self._note(f"line {last + 1}", what, fatal=spoilt)
-        self.as_appended = exact and self.as_appended and (torn or (self.tail == CLOSING and self.count > 0))
+        self.as_appended = self.exact and self.as_appended and (torn or (self.tail == CLOSING and self.count > 0))
 
     def _array(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """The records of an array in any other layout, as the reference code wrote it or an editor leaves it.
@@ -105,7 +107,8 @@ class Scan:
         """
         self._file.seek(0)
         found, _ = _json_in(self._file.read())
-        self.as_appended, self.end = False, 0
+        self.as_appended = self.exact = False
+        self.end = 0
         rows: list[Any] = found if isinstance(found, list) else [None]
         whole = []
         for number, row in enumerate(rows, start=1):

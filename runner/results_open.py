@@ -1,5 +1,6 @@
 """Results files by name: where they are, what is in them, and how they are opened."""
 
+import glob
 import os
 import re
 import stat
@@ -12,22 +13,32 @@ from runner.errors import SetupError, SpecError
 from runner.results_file import Keep, ResultsFile, Take
 from runner.results_layout import Scan, whole
 from runner.results_lock import in_use, lock, unlock
+from runner.run_shard import Shard
+
+_SHARD = re.compile(r"\.shard-[0-9]+-of-[0-9]+$")
 
 
-def results_path(folder: Path, method: str, model_id: str, suffix: str) -> Path:
-    """`outputs_{method}_{last part of the model id}_{suffix}.json`.
+def results_path(folder: Path, method: str, model_id: str, suffix: str, shard: Shard | None = None) -> Path:
+    """`outputs_{method}_{last part of the model id}_{suffix}.json`; of a shard `...{suffix}.shard-2-of-3.json`.
 
     Raises:
         SpecError: that is longer than a name may be.
     """
     model = re.sub(r"[^\w.-]", "_", short_name(model_id))
-    name = f"outputs_{method}_{model}_{suffix}.json"
+    name = f"outputs_{method}_{model}_{suffix}{f'.{shard.in_a_name}' if shard else ''}.json"
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise SpecError(
             f"name_suffix: the results file would be named {name!r}, and a name has {LONGEST_NAME} bytes at most: "
             "choose a shorter name_suffix, or a model.id with a shorter last part"
         )
     return folder / name
+
+
+def paths_of_study(folder: Path, method: str, model_id: str, suffix: str) -> list[Path]:
+    """The results file of a method, which may not be there, and those of its shards in the same folder."""
+    path = results_path(folder, method, model_id, suffix)
+    pattern = f"{glob.escape(path.stem)}.shard-*-of-*{path.suffix}"
+    return [path, *(found for found in sorted(folder.glob(pattern)) if _SHARD.search(found.stem))]
 
 
 def short_name(model_id: str) -> str:

@@ -7,6 +7,7 @@ however many there are. Behind every part stands its checksum in a comment; a la
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import cattrs
 from runner.env_files import replace_file, sync
 from runner.errors import SetupError
 from runner.results_checksum import ENTRY, SCHEMA_VERSION, VERSION, sealed_text
+from runner.run_shard import Shard
 from runner.spec import Spec, dump_toml, to_tables
-from runner.spec_converter import make_converter
+from runner.spec_converter import make_converter, problems
 from runner.spec_sweep import Sweep
 from runner.spec_toml import in_todays_words, parse_toml
 
@@ -85,14 +87,25 @@ def _is_sidecar(tables: Tables) -> bool:
         and all(isinstance(sweep.get("name"), str) for sweep in sweeps)
         and isinstance(tables.get("run", {}).get("n_rep", 1), int)
         and isinstance(provenance.get(VERSION, 1), int)
+        and isinstance(provenance.get("shard", ""), str)
     )
+
+
+def shard_of(sidecar: Tables) -> Shard | None:
+    """The shard whose records a results file holds, by its sidecar; None where that is the whole study.
+
+    Raises:
+        SpecError: the sidecar names no shard.
+    """
+    text = sidecar.get("provenance", {}).get("shard")
+    return None if text is None else Shard.parse(text, "provenance.shard")
 
 
 class Sidecar:
     """The file beside a results file; written when the first evidence is added, and then appended to."""
 
-    def __init__(self, results: Path, spec: Spec, facts: Tables, before: Tables) -> None:
-        """Add a run to what the sidecar said `before`.
+    def __init__(self, results: Path, spec: Spec, facts: Tables, before: Tables, shard: Shard | None = None) -> None:
+        """Add a run to what the sidecar said `before`; `shard` is that of the file.
 
         `changes` then says what differs from the machine and versions of the run before, one sentence each.
         """
@@ -106,14 +119,15 @@ class Sidecar:
             if key in last.get(table, {}) and last[table][key] != value
         ]
         self._path = sidecar_path(results)
-        self._evidence = {_evidence_key(row): row for row in earlier.get("evidence", [])}
+        self._evidence = {evidence_key(row): row for row in earlier.get("evidence", [])}
         self._tables = _joined(before, to_tables(spec))
         self._runs = [*runs, dict(facts)]
+        self._shard = shard
         self._written: os.stat_result | None = None  # the file as it was left; None where the next is the first write
 
     def add_evidence(self, rows: Sequence[Tables]) -> None:
         """Say what the damage of conditions did; a condition's own columns are those of `EVIDENCE_KEY`."""
-        rows_by_key = {_evidence_key(row): dict(row) for row in rows}
+        rows_by_key = {evidence_key(row): dict(row) for row in rows}
         new = {key: row for key, row in rows_by_key.items() if self._evidence.get(key) != row}
         whole = self._written is None or any(key in self._evidence for key in new)
         self._evidence |= new
@@ -128,9 +142,7 @@ class Sidecar:
             raise SetupError(f"{self._path}: cannot be written: {error.strerror}") from None
 
     def _content(self) -> Iterator[bytes]:
-        told = {VERSION: SCHEMA_VERSION, "runs": self._runs}
-        yield sealed_text(dump_toml(self._tables | {"provenance": told})).encode()
-        yield from map(_entry, self._evidence.values())
+        return content_of_sidecar(self._tables, self._runs, self._evidence.values(), self._shard)
 
     def _append(self, rows: Iterable[Tables]) -> bool:
         """Add entries at the end of the file, and wait for the disk; not where it is no longer as it was left."""
@@ -144,10 +156,32 @@ class Sidecar:
         return True
 
 
+def content_of_sidecar(
+    tables: Tables, runs: Sequence[Tables], evidence: Iterable[Tables], shard: Shard | None
+) -> Iterator[bytes]:
+    """A whole sidecar, in pieces; `tables` are those of the spec."""
+    told = {VERSION: SCHEMA_VERSION, **({"shard": str(shard)} if shard else {}), "runs": runs}
+    yield sealed_text(dump_toml({**tables, "provenance": told})).encode()
+    yield from map(_entry, evidence)
+
+
 def _entry(row: Tables) -> bytes:
     """A row of evidence as TOML, which may stand at the end of a sidecar; tables within it are tables of that row."""
     text = re.sub(r"^(\[+)", r"\1provenance.evidence.", dump_toml(row), flags=re.MULTILINE)
     return sealed_text(ENTRY.decode() + text).encode()
+
+
+def joined_spec(specs: Sequence[Spec]) -> Spec:
+    """The spec that asks for the records of all of these; what is no sweep, group or number of repeats is the last's.
+
+    Raises:
+        SetupError: together they ask for more than one spec may.
+    """
+    tables = reduce(_joined, map(to_tables, specs))
+    try:
+        return _converter.structure(tables, Spec)
+    except cattrs.BaseValidationError as error:
+        raise SetupError("\n  ".join(["the specs of these files cannot be joined:", *problems(error)])) from None
 
 
 def _joined(before: Tables, now: dict[str, Any]) -> dict[str, Any]:
@@ -190,5 +224,6 @@ def _covers(one: Tables, other: Tables) -> bool:
         return False
 
 
-def _evidence_key(row: Tables) -> tuple[Any, ...]:
+def evidence_key(row: Tables) -> tuple[Any, ...]:
+    """What a row of evidence is known by."""
     return tuple(row[key] for key in EVIDENCE_KEY)

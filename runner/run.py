@@ -13,7 +13,6 @@ from runner.cli_console import Progress, log_file
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.model_load import choose_device
 from runner.results_order import order_records, plan_rank
-from runner.results_record import experiment_id
 from runner.results_sidecar import Sidecar
 from runner.run_identity import text_digest, tokens_digest
 from runner.run_plan import PendingCondition, all_conditions, most_requests, work_units
@@ -27,8 +26,9 @@ from runner.run_resume import (
     static_shape,
     witnesses_of,
 )
+from runner.run_shard import Shard
 from runner.run_start import Start
-from runner.run_workers import Asked, Workers, start_workers
+from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, start_workers
 from runner.run_writer import RecordWriter
 from runner.spec import Spec
 from runner.task_prompts import Prompt
@@ -46,8 +46,16 @@ class Study:
     tokens: Tokens
 
 
-def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False, asked: Asked = Asked()) -> None:  # noqa: B008 - it is frozen
-    """Do what of a spec is not done yet, and append it to the results files.
+def run(
+    spec: Spec,
+    spec_folder: Path,
+    results: Path,
+    *,
+    force: bool = False,
+    shard: Shard | None = None,
+    asked: Asked = ONE_FOR_EVERY_GPU,
+) -> None:
+    """Do what of a spec, or of a shard of it, is not done yet, and append it to the results files.
 
     Raises:
         SpecError: the spec asks for what cannot be, or for other settings than those of an existing file.
@@ -55,10 +63,11 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False, as
     """
     inputs = check(spec, spec_folder)
     with ExitStack() as files:
-        experiments = list(open_experiments(spec, inputs, results, files, force=force))
+        experiments = list(open_experiments(spec, inputs, results, files, force=force, shard=shard))
         if not any(experiment.pending for experiment in experiments):
             check_finished(experiments, spec, inputs)
-            logger.info("%s: nothing to do, every record is there", spec.name)
+            part = f", shard {shard}" if shard else ""
+            logger.info("%s%s: nothing to do, every record is there", spec.name, part)
             return
         if not asked.ray_address:
             choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
@@ -71,7 +80,7 @@ def run(spec: Spec, spec_folder: Path, results: Path, *, force: bool = False, as
             pending = [pending for experiment in experiments for pending in experiment.pending]
             with Progress(pending, worker.doing) as progress:
                 for experiment in experiments:
-                    with log_file(results / "logs", experiment_id(spec, experiment.method)):
+                    with log_file(results / "logs", experiment.log_name(spec)):
                         run_experiment(Study(spec, inputs.prompts, tokens), experiment, worker, progress)
                     if isinstance(worker, Pool):  # whose units end in any order
                         order_records(experiment.file, plan_rank(all_conditions(spec)))
@@ -167,6 +176,7 @@ def open_writer(
         **({"workers": devices} if sum(devices.values()) > 1 else {}),
         "engine": asdict(start.engine),
         "start_check": {key: value for key, value in asdict(start.agreement).items() if value is not None},
+        "start_seconds": round(start.seconds, 1),
         "model": facts.model,
         "generation_config": dict(facts.checkpoint_settings),
         "prompts_digest": env_provenance.prompts_digest(study.prompts),
@@ -175,7 +185,7 @@ def open_writer(
         "picture": tokens.image_inputs.digest if tokens.image_inputs else "none",
         "groups": {group: list(facts.tensors[group]) for group in groups},
     }
-    sidecar = Sidecar(experiment.file.path, study.spec, provenance, experiment.past.sidecar)
+    sidecar = Sidecar(experiment.file.path, study.spec, provenance, experiment.past.sidecar, experiment.shard)
     for change in sidecar.changes:
         logger.warning("not as in the run before: %s", change)
     return RecordWriter(

@@ -13,8 +13,8 @@ from runner.decode_batch import BatchShape
 from runner.errors import SetupError, SpecError
 from runner.results_file import ResultsFile
 from runner.results_guard import Past, check_model, check_settings, check_tokens, past_of
-from runner.results_open import each_record, open_results, results_path
-from runner.results_record import Record, guarded_settings
+from runner.results_open import each_record, open_results, paths_of_study, results_path
+from runner.results_record import Record, experiment_id, guarded_settings
 from runner.results_sidecar import read_sidecar
 from runner.results_summary import RecordSummary, Witness
 from runner.run_identity import text_digest, tokens_digest
@@ -26,6 +26,7 @@ from runner.run_plan import (
     number_prompts,
     pending_conditions,
 )
+from runner.run_shard import Shard, of_shard
 from runner.spec import Spec
 from runner.spec_methods import Method
 from runner.spec_targets import BUILT_IN
@@ -45,12 +46,17 @@ class Experiment:
     past: Past
     prompt_ids: Mapping[str, int]  # by text
     force: bool
+    shard: Shard | None = None  # whose conditions these are; None for all
+
+    def log_name(self, spec: Spec) -> str:
+        """What the log's name begins with."""
+        return experiment_id(spec, self.method) + (f".{self.shard.in_a_name}" if self.shard else "")
 
 
 def open_experiments(
-    spec: Spec, inputs: TaskInputs, results: Path, files: ExitStack, *, force: bool = False
+    spec: Spec, inputs: TaskInputs, results: Path, files: ExitStack, *, force: bool = False, shard: Shard | None = None
 ) -> Iterator[Experiment]:
-    """Open the file of every method in the spec and find what is missing in it.
+    """Open the file of every method in the spec, or that of a shard, and find what is missing in it.
 
     Raises:
         SpecError: the file was made under other settings.
@@ -59,7 +65,7 @@ def open_experiments(
     conditions = all_conditions(spec)
     for method in dict.fromkeys(condition.method for condition in conditions):
         ours = [condition for condition in conditions if condition.method == method]
-        path = results_path(results, method, spec.model.id, spec.suffix)
+        path = results_path(results, method, spec.model.id, spec.suffix, shard)
         summary = RecordSummary()
         file = open_results(path, summary.add, not_made_again(ours), force=force)
         files.enter_context(file)
@@ -67,9 +73,17 @@ def open_experiments(
         _warn_of_doubles(path, summary)
         past = past_of(path, summary, sidecar if summary.count else {})
         texts = [prompt.text for prompt in inputs.prompts]
-        numbers = number_prompts(texts, past.prompt_ids, _numbers_of_others(spec, results, method, force=force))
-        pending = pending_conditions(ours, inputs.prompts, summary.keys)
-        experiment = Experiment(method=method, file=file, pending=pending, past=past, prompt_ids=numbers, force=force)
+        new = not past.prompt_ids.keys() >= {*texts}
+        others = _numbers_of_others(spec, results, path, force=force) if new else {}
+        experiment = Experiment(
+            method=method,
+            file=file,
+            pending=pending_conditions(of_shard(ours, shard), inputs.prompts, summary.keys),
+            past=past,
+            prompt_ids=number_prompts(texts, past.prompt_ids, others),
+            force=force,
+            shard=shard,
+        )
         yield guarded(experiment, partial(check_past_settings, past, summary, spec, inputs))
 
 
@@ -166,16 +180,23 @@ def static_shape(spec: Spec, token_ids: Sequence[Sequence[int]], last_record: Re
     return BatchShape(rows=rows, prompt_length=max(before_length, longest), new_tokens=new_tokens)
 
 
-def _numbers_of_others(spec: Spec, results: Path, method: Method, *, force: bool) -> dict[str, int]:
-    """The numbers that prompts have in the files of other methods; not in files that are about to be replaced."""
+def _numbers_of_others(spec: Spec, results: Path, own: Path, *, force: bool) -> dict[str, int]:
+    """The numbers that prompts have in other files of the study; not in files that are about to be replaced.
+
+    Files of shards are among them, so that a prompt has one number in all that may be merged.
+    """
     replaced = {sweep.method for sweep in spec.sweeps} if force else set()
+    others = [
+        path
+        for method in get_args(Method)
+        if method not in replaced
+        for path in paths_of_study(results, method, spec.model.id, spec.suffix)
+        if path != own
+    ]
     numbers: dict[str, int] = {}
-    for other in get_args(Method):
-        if other == method or other in replaced:
-            continue
+    for path in others:
         with suppress(SetupError):  # whatever is wrong with another file is told when that is opened
-            found = RecordSummary.of(each_record(results_path(results, other, spec.model.id, spec.suffix)))
-            numbers |= found.prompt_ids
+            numbers |= RecordSummary.of(each_record(path)).prompt_ids
     return numbers
 
 

@@ -1,6 +1,7 @@
 """What all conditions of a run share: a checked spec, its prompts as tokens, the model on its device."""
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ class RunContext:
     model_digest: str | None  # of the intact model; None where that cannot be read
     checkpoint_settings: Mapping[str, Any]  # the checkpoint's own: what ends an answer, and what is not applied
     targets: Mapping[str, Sequence[Target]]  # of each group that is damaged
+    began: float  # when loading did, in seconds of `time.monotonic`
 
     def model_facts(self) -> dict[str, Any]:
         """What the sidecar says of the model."""
@@ -55,6 +57,7 @@ def prepare_run(
     spec: Spec, inputs: TaskInputs, tokens: Tokens, groups: Iterable[str], device: torch.device
 ) -> RunContext:
     """Load the model; device and tokens come first, since they are the cheaper checks."""
+    began = time.monotonic()
     set_all_seeds(spec.run.seed)
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
     model = load_intact(spec, device)
@@ -72,6 +75,7 @@ def prepare_run(
         model_digest=digest,
         checkpoint_settings=checkpoint_settings(model, tokens.tokenizer),
         targets=targets,
+        began=began,
     )
 
 

@@ -25,6 +25,7 @@ class Start:
 
     engine: EngineChoice
     agreement: Agreement
+    seconds: float = 0.0  # since the model began to be loaded
 
 
 def make_scheduler(context: RunContext, shape: BatchShape) -> BatchScheduler:
@@ -56,7 +57,7 @@ def start_check(context: RunContext, scheduler: BatchScheduler) -> Start:
         agreement.difference,
         seconds,
     )
-    return Start(scheduler.engine, agreement)
+    return Start(scheduler.engine, agreement, time.monotonic() - context.began)
 
 
 def check_decoding(context: RunContext, scheduler: BatchScheduler) -> Agreement:

@@ -36,6 +36,9 @@ class Asked:
     ray_address: str | None = None
 
 
+ONE_FOR_EVERY_GPU = Asked()
+
+
 def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     """The workers for so many units of work; None for the one worker of this process.
 
@@ -56,7 +59,7 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     workers = min(here, units)
     if workers < 2:  # noqa: PLR2004 - one needs no other process
         return None
-    if asked == Asked() and not _has_ray():
+    if asked == ONE_FOR_EVERY_GPU and not _has_ray():
         logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
         return None
     _with_ray(None)

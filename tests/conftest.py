@@ -12,11 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from forkserver import ForkServer
 from helpers import Command, done
 from tiny import build, tiny_processor, tiny_tokenizer
+
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +117,15 @@ def results_of_a_run(forks: ForkServer, checkpoints: dict[str, Path], tmp_path_f
     folder = make_study(tmp_path_factory.mktemp("finished"), checkpoints["llama"])
     done(forks.run("specs/tiny.toml", cwd=folder))
     return folder / "results"
+
+
+@pytest.fixture(scope="session")
+def sharded(forks: ForkServer, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study, done in three shards with their files in one folder; not to be changed."""
+    folder = make_study(tmp_path_factory.mktemp("sharded"), checkpoints["llama"])
+    for index in (2, 3, 1):
+        done(forks.run("specs/tiny.toml", "--shard", f"{index}/3", cwd=folder))
+    return folder
 
 
 @pytest.fixture

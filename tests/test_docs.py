@@ -116,7 +116,7 @@ def test_commands_on_a_page_are_understood(page: Path) -> None:
     `degrade verify` alone is the name of a sub-command.
     """
     for arguments in command_lines(page):
-        command = arguments[0] if arguments[:1] in (["verify"], ["check"], ["report"]) else None
+        command = arguments[0] if arguments and arguments[0] in COMMANDS else None
         rest = arguments[1:] if command else arguments
         said = io.StringIO()
         try:
