@@ -168,6 +168,15 @@ def test_a_read_only_root(study: list[str], results: Path, tmp_path: Path) -> No
         assert len(list(results.glob("outputs_*.json"))) >= 1
 
 
+def test_several_workers_need_no_more_than_one_does(study: list[str], results: Path) -> None:
+    """With a read-only root, the 64 MB of shared memory that Docker gives, and no network but the container's own."""
+    options = [*study, "-v", f"{results}:/results", *READ_ONLY, "--shm-size", "64m", "--network", "none"]
+    done = degrade(*TINY, "--processes", "2", options=options)
+    assert done.returncode == 0, done.stderr
+    assert "2 workers load the model" in done.stderr
+    assert len(records_of(results)) == 4
+
+
 def test_kernels_can_be_built(results: Path, tmp_path: Path) -> None:
     """Triton's way to a launcher: C compiler, Python's headers, a cache folder; as the entrypoint's user, read-only."""
     stand_in = tmp_path / "degrade"
@@ -308,7 +317,7 @@ def test_labels_name_the_commit() -> None:
 
 
 def test_the_image_is_small() -> None:
-    """Under 600 MB but for torch, triton and CUDA; with the CPU's torch under 1.8 GB."""
+    """Under 600 MB but for torch, triton, CUDA and Ray; with the CPU's torch under 2.1 GB."""
     program = """
 import os, site
 def size(folder):
@@ -318,12 +327,12 @@ def size(folder):
         found += sum(os.lstat(os.path.join(root, f)).st_blocks * 512 for f in files)
     return found
 packages = site.getsitepackages()[0]
-heavy = [os.path.join(packages, name) for name in ("torch", "triton", "nvidia", "cuda")]
+heavy = [os.path.join(packages, name) for name in ("torch", "triton", "nvidia", "cuda", "ray")]
 print(size("/"), sum(size(folder) for folder in heavy if os.path.isdir(folder)))
 """
     whole, heavy = map(int, inside(program).split())
     assert whole - heavy < 600e6, (whole, heavy)
-    assert whole < 1.8e9 or FACTS["lock"] == "requirements.lock", whole
+    assert whole < 2.1e9 or FACTS["lock"] == "requirements.lock", whole
 
 
 @pytest.mark.skipif("again" not in FACTS, reason="`nox -s image -- --twice` builds a second time")
