@@ -5,6 +5,7 @@ import os
 # As the command does, and as early: MKL reads it when torch loads it.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
+import gc
 import logging
 import shutil
 import subprocess
@@ -17,6 +18,16 @@ import torch
 from forkserver import ForkServer
 from helpers import Command, done
 from tiny import build, tiny_processor, tiny_tokenizer
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of sight of the garbage collector: a run collects, which took half a second."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let who looks for objects by the collector, as hypothesis does when it is imported, find them again."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
