@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from forkserver import ForkServer
 from helpers import Command, done
-from tiny import build, tiny_processor, tiny_tokenizer
+
+# torch, and what imports it, only in fixtures: the process that hands out the tests to others needs none of it.
 
 
 def pytest_collection_finish() -> None:
@@ -33,6 +33,8 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """The server that this process's commands are forks of."""
+    import torch
+
     server = ForkServer(cold=torch.cuda.is_available())  # CUDA cannot be used in a fork of what looked for it
     yield server
     server.close()
@@ -50,6 +52,8 @@ def _log_handlers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of a tiny Llama, a tiny text-only Gemma 3 and a tiny multimodal Gemma 3."""
+    from tiny import build, tiny_processor, tiny_tokenizer
+
     folders = {}
     for kind in ("llama", "gemma3_text", "gemma3"):
         folders[kind] = tmp_path_factory.mktemp(kind)

@@ -17,7 +17,7 @@ import pytest
 from helpers import PROGRAMS
 from PIL import Image, ImageFile, PngImagePlugin
 
-from runner import task_image
+from runner import spec, task_image
 from runner.errors import SpecError
 from runner.task_image import find_picture, load_picture, to_rgb
 
@@ -469,7 +469,7 @@ def test_pillow_is_left_as_it_was(tmp_path: Path) -> None:
 def test_pictures_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absolute path, beside the spec, beside the prompts of the study, among what ships: the first that is there."""
     specs, shipped = tmp_path / "specs", tmp_path / "shipped"
-    monkeypatch.setattr(task_image, "find_shipped", lambda kind: shipped / kind)
+    monkeypatch.setattr(spec, "find_shipped", lambda kind: shipped / kind)
     places = [specs / "a.png", tmp_path / "prompts" / "images" / "a.png", shipped / "prompts" / "images" / "a.png"]
     for place in places:
         place.parent.mkdir(parents=True)
