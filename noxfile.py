@@ -143,7 +143,7 @@ def image(session: nox.Session) -> None:
     session.run("python", "tests/image/build.py", str(folder), *session.posargs, env=env)
     # What is known of the locked versions, to be read; a finding is no failure, and neither is a database out of reach.
     session.run("pip-audit", "--no-deps", "--disable-pip", "-r", "docker/requirements.lock", success_codes=[0, 1])
-    session.run("pytest", "tests/image", "-n", "2", "--confcutdir", "tests/image", env=env)
+    session.run("pytest", "tests/image", "-n", "2", "--dist", "worksteal", "--confcutdir", "tests/image", env=env)
 
 
 @nox.session

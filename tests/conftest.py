@@ -20,6 +20,17 @@ from helpers import Command, done
 # torch, and what imports it, only in fixtures: the process that hands out the tests to others needs none of it.
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is slow comes first in each half, module by module: a worker begins with a half, and short ones end it."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    modules = [*dict.fromkeys(item.path for item in slow)]
+    first = [item for item in slow if modules.index(item.path) % 2 == 0]
+    second = [item for item in slow if modules.index(item.path) % 2]
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *quick[:middle], *second, *quick[middle:]]
+
+
 def pytest_collection_finish() -> None:
     """Take what was imported out of sight of the garbage collector: a run collects, which took half a second."""
     gc.freeze()

@@ -170,6 +170,7 @@ def assert_refused(path: Path, said: str, expected: str) -> None:
     assert "\n" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in REFUSED if name not in HOSTILE])
 def test_a_file_that_cannot_be_shown_is_refused(tmp_path: Path, name: str) -> None:
     """Empty, foreign, damaged or of a kind that nothing shows; it can be deleted then."""
@@ -347,6 +348,7 @@ SHOWN: dict[str, tuple[Bytes, list[tuple[int, int, int]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_mode_and_format_gives_its_pixels(tmp_path: Path, name: str) -> None:
     """What a viewer shows on white paper is what the model sees: first frame, 16 bits scaled, nothing clipped."""
@@ -406,6 +408,7 @@ def test_thin_pictures_arrive_whole(tmp_path: Path, size: tuple[int, int]) -> No
     assert load_picture(path).image.tobytes() == source.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int, kind: str) -> None:
