@@ -21,9 +21,13 @@ from helpers import Command, done
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is slow comes first in each half, module by module: a worker begins with a half, and short ones end it."""
+    """What is slow comes first in each half, module by module: a worker begins with a half, and short ones end it.
+
+    Of these, what needs a fork server comes before the others, so that of the quick tests one worker alone starts one.
+    """
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]
+    quick.sort(key=lambda item: "forks" not in getattr(item, "fixturenames", ()))
     modules = [*dict.fromkeys(item.path for item in slow)]
     first = [item for item in slow if modules.index(item.path) % 2 == 0]
     second = [item for item in slow if modules.index(item.path) % 2]

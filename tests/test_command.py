@@ -90,6 +90,7 @@ def total_size(folder: Path) -> int:
     return sum(size for size in sizes if size > len("[\n]\n"))
 
 
+@pytest.mark.slow
 def test_order_of_sweeps_does_not_matter(finished: Path, degrade: Command) -> None:
     """The same sweeps in another order give the same records."""
     spec = (finished / "specs" / "tiny.toml").read_text()
@@ -138,6 +139,7 @@ def test_finished_run_loads_no_model(finished: Path, degrade: Command, checkpoin
         moved.rename(checkpoints["llama"])
 
 
+@pytest.mark.slow
 def test_force_starts_over_and_keeps_the_old(study: Path, degrade: Command) -> None:
     """--force runs everything again; the old file is kept under a name that no pattern of results finds."""
     arguments = ("--sweep", "gauss")
@@ -150,6 +152,7 @@ def test_force_starts_over_and_keeps_the_old(study: Path, degrade: Command) -> N
     assert kept.with_suffix(".toml").is_file()
 
 
+@pytest.mark.slow
 def test_the_sidecar_runs_again(finished: Path, degrade: Command) -> None:
     """The resolved spec beside the results is a spec: it makes the same records."""
     sidecar = next((finished / "results").glob("outputs_uni_quant_*.toml"))

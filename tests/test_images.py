@@ -183,6 +183,7 @@ def test_a_file_that_cannot_be_shown_is_refused(tmp_path: Path, name: str) -> No
     assert_refused(path, str(caught.value), expected)
 
 
+@pytest.mark.slow
 def test_a_bomb_of_zeros_gives_only_the_pixels_of_its_header(tmp_path: Path) -> None:
     """A gigabyte of zeros behind a header of 8 x 8 pixels is 64 black pixels."""
     path = tmp_path / "bomb.png"
