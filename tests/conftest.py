@@ -5,6 +5,7 @@ import os
 # As the command does, and as early: MKL reads it when torch loads it.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
+import gc
 import logging
 import shutil
 import subprocess
@@ -14,10 +15,35 @@ from typing import Any
 
 import hypothesis
 import pytest
-import torch
 from forkserver import ForkServer
 from helpers import Command, done
-from tiny import build, tiny_processor, tiny_tokenizer
+
+# torch, and what imports it, only in fixtures: the process that hands out the tests to others needs none of it.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is slow comes first in each half, module by module: a worker begins with a half, and short ones end it.
+
+    Of these, what needs a fork server comes before the others, so that of the quick tests one worker alone starts one.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    quick.sort(key=lambda item: "forks" not in getattr(item, "fixturenames", ()))
+    modules = [*dict.fromkeys(item.path for item in slow)]
+    first = [item for item in slow if modules.index(item.path) % 2 == 0]
+    second = [item for item in slow if modules.index(item.path) % 2]
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *quick[:middle], *second, *quick[middle:]]
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of sight of the garbage collector: a run collects, which took half a second."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let who looks for objects by the collector, as hypothesis does when it is imported, find them again."""
+    gc.unfreeze()
 
 
 # How long an example takes depends on what else the machine does.
@@ -28,6 +54,8 @@ hypothesis.settings.load_profile("no deadline")
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """The server that this process's commands are forks of."""
+    import torch
+
     server = ForkServer(cold=torch.cuda.is_available())  # CUDA cannot be used in a fork of what looked for it
     yield server
     server.close()
@@ -45,6 +73,8 @@ def _log_handlers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of a tiny Llama, a tiny text-only Gemma 3 and a tiny multimodal Gemma 3."""
+    from tiny import build, tiny_processor, tiny_tokenizer
+
     folders = {}
     for kind in ("llama", "gemma3_text", "gemma3"):
         folders[kind] = tmp_path_factory.mktemp(kind)

@@ -38,6 +38,13 @@ def refused(run: subprocess.CompletedProcess[str], code: int, *words: str) -> No
         assert word in message, message
 
 
+def assert_nowhere(secret: str, run: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """No output and no file below the folder holds the secret."""
+    assert secret not in run.stdout + run.stderr
+    files = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
+    assert [file for file in files if secret.encode() in file.read_bytes()] == []
+
+
 def output_of(program: str, *arguments: str, **environment: str) -> str:
     """What a program of `tests/programs` prints in a process of its own, with all that can be imported here."""
     command = [sys.executable, "-W", "ignore", PROGRAMS / f"{program}.py", *arguments]

@@ -267,6 +267,7 @@ def test_a_file_of_a_newer_release_is_refused(path: Path) -> None:
         read_sidecar(path)
 
 
+@pytest.mark.slow
 def test_a_sidecar_torn_anywhere_keeps_every_whole_entry(path: Path) -> None:
     """A crash at any byte of an append of two entries, with or without zeros behind: a spec still, and no half row."""
     spec, before = load_spec(sidecar_path(path)), read_sidecar(path)

@@ -27,9 +27,10 @@ KILLS = 10
 
 
 @pytest.mark.slow
-def test_a_run_records_everything(study: Path, degrade: Command) -> None:
+def test_a_run_records_everything(study: Path, degrade: Command, results_of_a_run: Path) -> None:
     """Three sweeps of two levels, two repeats, five prompts: sixty records with every field, and a sidecar."""
     done(degrade(cold=True))
+    assert records_in(study / "results") == records_in(results_of_a_run), "a fork makes others"
     paths = sorted((study / "results").glob("outputs_*.json"))
     model = (study / "specs" / "tiny.toml").read_text().split('id = "')[1].split('"')[0].split("/")[-1]
     methods = ("ablation", "mult_gauss", "uni_quant")
@@ -66,7 +67,7 @@ def test_deterministic_levels_share_one_model(finished: Path) -> None:
 def test_killed_ten_times_equals_uninterrupted(study: Path, degrade: Command, forks: ForkServer) -> None:
     """SIGKILL at ten random moments, resumed each time, gives the records of a run that nobody disturbed."""
     arguments = ["--set", "run.n_rep=6"]
-    done(degrade(*arguments, "--results", "calm", cold=True))
+    done(degrade(*arguments, "--results", "calm"))
     command = ["specs/tiny.toml", *arguments, "--results", "killed"]
     moments = random.Random(0)
     for _ in range(KILLS):
@@ -89,6 +90,7 @@ def total_size(folder: Path) -> int:
     return sum(size for size in sizes if size > len("[\n]\n"))
 
 
+@pytest.mark.slow
 def test_order_of_sweeps_does_not_matter(finished: Path, degrade: Command) -> None:
     """The same sweeps in another order give the same records."""
     spec = (finished / "specs" / "tiny.toml").read_text()
@@ -137,6 +139,7 @@ def test_finished_run_loads_no_model(finished: Path, degrade: Command, checkpoin
         moved.rename(checkpoints["llama"])
 
 
+@pytest.mark.slow
 def test_force_starts_over_and_keeps_the_old(study: Path, degrade: Command) -> None:
     """--force runs everything again; the old file is kept under a name that no pattern of results finds."""
     arguments = ("--sweep", "gauss")
@@ -149,6 +152,7 @@ def test_force_starts_over_and_keeps_the_old(study: Path, degrade: Command) -> N
     assert kept.with_suffix(".toml").is_file()
 
 
+@pytest.mark.slow
 def test_the_sidecar_runs_again(finished: Path, degrade: Command) -> None:
     """The resolved spec beside the results is a spec: it makes the same records."""
     sidecar = next((finished / "results").glob("outputs_uni_quant_*.toml"))

@@ -1,16 +1,11 @@
 """A user's mistake or a missing thing: one clear message, the right exit code, no traceback, no file harmed."""
 
 import fcntl
-import http.server
-import os
 import shutil
-import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Command, done, refused
+from helpers import Command, assert_nowhere, done, refused
 from safetensors.torch import load_file, save_file
 
 TOKEN = "hf_aVerySecretTokenThatNobodyMaySee"  # noqa: S105 - a token that opens nothing
@@ -109,51 +104,6 @@ def test_a_file_of_other_settings(degrade: Command, finished: Path, setting: str
     assert path.read_bytes() == before
 
 
-class GatedHub(http.server.BaseHTTPRequestHandler):
-    """Answers every request as the Hub does for a gated model without access."""
-
-    def do_HEAD(self) -> None:
-        """401 with the Hub's error code."""
-        self.send_response(401)
-        self.send_header("X-Error-Code", "GatedRepo")
-        self.send_header("X-Error-Message", "Access to model google/gemma-3-4b-it is restricted.")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    """A server on this machine that guards a gated model."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), GatedHub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("token", "words"), [("", ["HF_TOKEN is not set"]), (TOKEN, ["this HF_TOKEN has no access"])])
-def test_gated_model(degrade: Command, hub: str, tmp_path: Path, token: str, words: list[str]) -> None:
-    """A gated model without access says what to accept and what to set, and no file keeps the token."""
-    env = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": token}
-    run = degrade("--log-level", "DEBUG", spec="dreams_it", env=env)
-    refused(run, 3, "google/gemma-3-4b-it", "gated", "https://huggingface.co/google/gemma-3-4b-it", *words)
-    assert_nowhere(TOKEN, run, tmp_path)
-
-
-@pytest.mark.slow
-def test_unreachable_hub(degrade: Command, tmp_path: Path) -> None:
-    """Without network and without a cached model the message says so."""
-    refused(degrade(spec="dreams_it", env={"HF_HOME": str(tmp_path / "hub")}), 3, "google/gemma-3-4b-it", "cache")
-
-
 @pytest.mark.slow
 def test_the_token_stays_secret(degrade: Command, study: Path) -> None:
     """A whole run with a token set, its prompt even containing it, writes it into no log, sidecar or message."""
@@ -162,10 +112,3 @@ def test_the_token_stays_secret(degrade: Command, study: Path) -> None:
     wrong = degrade("--set", f"model.id='{TOKEN}/x y'", env={"HF_TOKEN": TOKEN})
     refused(wrong, 2, "model.id")
     assert_nowhere(TOKEN, wrong, study)
-
-
-def assert_nowhere(secret: str, run: subprocess.CompletedProcess[str], folder: Path) -> None:
-    """No output and no file below the folder holds the secret."""
-    assert secret not in run.stdout + run.stderr
-    files = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
-    assert [file for file in files if secret.encode() in file.read_bytes()] == []

@@ -17,7 +17,7 @@ import pytest
 from helpers import PROGRAMS
 from PIL import Image, ImageFile, PngImagePlugin
 
-from runner import task_image
+from runner import spec, task_image
 from runner.errors import SpecError
 from runner.task_image import find_picture, load_picture, to_rgb
 
@@ -170,6 +170,7 @@ def assert_refused(path: Path, said: str, expected: str) -> None:
     assert "\n" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in REFUSED if name not in HOSTILE])
 def test_a_file_that_cannot_be_shown_is_refused(tmp_path: Path, name: str) -> None:
     """Empty, foreign, damaged or of a kind that nothing shows; it can be deleted then."""
@@ -182,6 +183,7 @@ def test_a_file_that_cannot_be_shown_is_refused(tmp_path: Path, name: str) -> No
     assert_refused(path, str(caught.value), expected)
 
 
+@pytest.mark.slow
 def test_a_bomb_of_zeros_gives_only_the_pixels_of_its_header(tmp_path: Path) -> None:
     """A gigabyte of zeros behind a header of 8 x 8 pixels is 64 black pixels."""
     path = tmp_path / "bomb.png"
@@ -347,6 +349,7 @@ SHOWN: dict[str, tuple[Bytes, list[tuple[int, int, int]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_mode_and_format_gives_its_pixels(tmp_path: Path, name: str) -> None:
     """What a viewer shows on white paper is what the model sees: first frame, 16 bits scaled, nothing clipped."""
@@ -406,6 +409,7 @@ def test_thin_pictures_arrive_whole(tmp_path: Path, size: tuple[int, int]) -> No
     assert load_picture(path).image.tobytes() == source.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int, kind: str) -> None:
@@ -469,7 +473,7 @@ def test_pillow_is_left_as_it_was(tmp_path: Path) -> None:
 def test_pictures_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absolute path, beside the spec, beside the prompts of the study, among what ships: the first that is there."""
     specs, shipped = tmp_path / "specs", tmp_path / "shipped"
-    monkeypatch.setattr(task_image, "find_shipped", lambda kind: shipped / kind)
+    monkeypatch.setattr(spec, "find_shipped", lambda kind: shipped / kind)
     places = [specs / "a.png", tmp_path / "prompts" / "images" / "a.png", shipped / "prompts" / "images" / "a.png"]
     for place in places:
         place.parent.mkdir(parents=True)

@@ -52,7 +52,7 @@ def test_a_disk_that_becomes_read_only(study: Path, degrade: Command, disk: Moun
 
 def test_a_folder_that_is_removed_in_the_middle_of_a_run(study: Path, forks: ForkServer, degrade: Command) -> None:
     """The run ends with a sentence and what it had in hand; the next one makes all of it again."""
-    arguments = ("specs/tiny.toml", "--sweep", "gauss", "--set", "run.n_rep=40")
+    arguments = ("specs/tiny.toml", "--sweep", "gauss", "--set", "run.n_rep=12")
     process = forks.start(*arguments, cwd=study, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     results = study / "results"
     while not any(path.stat().st_size > 1000 for path in results.glob("outputs_*.json")):
@@ -65,23 +65,22 @@ def test_a_folder_that_is_removed_in_the_middle_of_a_run(study: Path, forks: For
     assert "was removed by another program" in said
     assert "Traceback" not in said
     done(degrade(*arguments[1:]))
-    assert len(records_in(results)) == 2 * 40 * 5
+    assert len(records_in(results)) == 2 * 12 * 5
 
 
-def test_a_file_system_without_locks_that_cannot_wait_for_folders(
-    finished: Path, forks: ForkServer, degrade: Command
-) -> None:
+def test_a_file_system_without_locks_that_cannot_wait_for_folders(finished: Path) -> None:
     """A file keeps a second run away, both are said, and the records are the same."""
     library = finished / "poor.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, PROGRAMS / "poor_file_system.c", "-ldl"], check=True)
-    poor = {"LD_PRELOAD": str(library)}
+    forks = ForkServer(env={"LD_PRELOAD": str(library)})
     arguments = ("specs/tiny.toml", "--results", "poor")
-    first = forks.start(*arguments, cwd=finished, env=poor, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    first = forks.start(*arguments, cwd=finished, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not list((finished / "poor").glob("outputs_*.json.lock")):
         assert first.poll() is None
         time.sleep(0.01)
-    refused(degrade("--results", "poor", env=poor), 3, "in use by another run", str(first.pid))
+    refused(forks.run(*arguments, cwd=finished), 3, "in use by another run", str(first.pid))
     said = first.communicate(timeout=120)[1]
+    forks.close()
     assert first.returncode == 0, said
     assert "this file system has no locks" in said
     assert "cannot wait for the disk" in said

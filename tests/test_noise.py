@@ -132,6 +132,7 @@ def test_words_are_uniform() -> None:
     assert np.abs(errors).max() < 4.5, errors
 
 
+@pytest.mark.slow
 def test_normals_follow_the_normal_distribution(sample: Doubles) -> None:
     """Kolmogorov and Smirnov find no fault with four million, nor with cosines and sines apart."""
     for part in (sample, sample[0::2], sample[1::2]):

@@ -57,8 +57,13 @@ def generated(model: Any, question: Request) -> list[int]:
     return list(found[0, ids.shape[1] :].tolist())
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("case", CASES)
+QUICK = [(case, "eager" if case in ONLY_EAGER else "sdpa") for case in CASES]
+OTHERS = [(case, attention) for case in CASES for attention in ("eager", "sdpa") if (case, attention) not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ("case", "attention"), [*QUICK, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)]
+)
 def test_greedy_equals_generate_in_every_family(case: str, attention: str) -> None:
     """Token for token, in one left-padded batch, whatever is added to or taken from the scores of attention."""
     if attention == "sdpa" and case in ONLY_EAGER:

@@ -256,6 +256,7 @@ def test_chance_stands_beside_the_right_answers(tmp_path: Path) -> None:
     assert ">chance</text>" in (tmp_path / "out" / "figures" / "planted_model_correct.svg").read_text()
 
 
+@pytest.mark.slow
 def test_nothing_beside_a_results_file_is_executed(report: Command, tmp_path: Path) -> None:
     """Prompts from elsewhere are a stranger's code: they are used if the user names them, and else left alone."""
     records = [
@@ -452,6 +453,7 @@ def test_names_are_no_formulas() -> None:
     assert found["level"].to_list() == [-1.0] * len(names)
 
 
+@pytest.mark.slow
 def test_files_that_are_no_records(report: Command, tmp_path: Path) -> None:
     """A missing, empty or foreign file is one clear line and exit code 3; nothing is written."""
     (tmp_path / "empty.json").write_text("[\n]\n")

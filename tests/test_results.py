@@ -53,6 +53,7 @@ BATCHES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sessions=st.lists(BATCHES, max_size=3))
 def test_any_appends_are_read_back(tmp_path_factory: pytest.TempPathFactory, sessions: list[list[Records]]) -> None:

@@ -136,6 +136,7 @@ def test_a_wrong_value_is_refused(override: str) -> None:
     assert len(complaints(tables)) == 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=SPECS)
 def test_every_spec_is_accepted(spec: Spec) -> None:

@@ -322,6 +322,7 @@ SPECS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=SPECS, provenance=st.none() | st.dictionaries(TEXTS, TEXTS))
 def test_any_spec_survives_being_written_and_read(

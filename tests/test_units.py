@@ -86,6 +86,7 @@ def check_backend(make: MakeBackend, case: Case) -> None:
     assert all(torch.equal(target.weight, weight) for target in targets)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(case=cases())
 def test_any_units_are_damaged_as_a_mask_says(case: Case) -> None:

@@ -20,6 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ENGINE: str = FACTS["engine"]
 # podman puts tmpfs under a read-only root, docker does not: the harder case is the one to test.
 READ_ONLY = ["--read-only", *(["--read-only-tmpfs=false"] if ENGINE == "podman" else [])]
+ONE_THREAD = ["-e", "OMP_NUM_THREADS=1"]  # two containers at once with two threads each would fight for two cores
 MAKE_MODEL = """
 from pathlib import Path
 from tiny import build, tiny_tokenizer
@@ -58,12 +59,12 @@ def engine(*arguments: str, env: Mapping[str, str] | None = None, limit: float =
 
 def degrade(*arguments: str, options: list[str], env: Mapping[str, str] | None = None) -> Done:
     """`docker run --rm OPTIONS degrade ARGUMENTS`."""
-    return engine("run", "--rm", *options, FACTS["tag"], *arguments, env=env)
+    return engine("run", "--rm", *ONE_THREAD, *options, FACTS["tag"], *arguments, env=env)
 
 
 def inside(program: str, *options: str) -> str:
     """What a Python program prints that runs in the image instead of the command."""
-    done = engine("run", "--rm", *options, "--entrypoint", "python", FACTS["tag"], "-c", program)
+    done = engine("run", "--rm", *ONE_THREAD, *options, "--entrypoint", "python", FACTS["tag"], "-c", program)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -237,7 +238,7 @@ def test_the_demo_stopped_and_resumed(results: Path) -> None:
     model = ["-v", f"{PACKAGES}:/packages:ro", "-e", "PYTHONPATH=/packages"]
     options = [*model, "-v", f"{results}:/results"]
     name = f"degrade-test-{os.getpid()}"
-    started = engine("run", "--detach", "--name", name, *options, FACTS["tag"], *DEMO)
+    started = engine("run", "--detach", "--name", name, *ONE_THREAD, *options, FACTS["tag"], *DEMO)
     assert started.returncode == 0, started.stderr
     try:
         for _ in range(6000):

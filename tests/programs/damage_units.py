@@ -9,7 +9,7 @@ from test_units import Case, cases, check_backend
 from runner import damage_kernels
 from runner.damage_backend import TritonBackend
 
-damage_kernels.TILE = 64
+damage_kernels.TILE = 128
 torch.cuda.device = lambda _device: contextlib.nullcontext()
 
 

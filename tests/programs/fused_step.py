@@ -13,7 +13,7 @@ from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
 from runner.decode_step import DecodeState
 
-SHAPE = BatchShape(rows=3, prompt_length=30, new_tokens=6)
+SHAPE = BatchShape(rows=3, prompt_length=30, new_tokens=3)
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 SAMPLED = Sampling(do_sample=True, temperature=0.7, top_k=50, top_p=0.9)
 QUESTIONS = [Request([5 + i * j % 50 for j in range(5 + 11 * i)], f"q{i}", i) for i in range(3)]
