@@ -12,7 +12,7 @@ import pytest
 from torture import cache
 from torture.crashes import DISK, KILL, SHORT, Bench, Case, cases_of, short_writes, signalled
 from torture.power_loss import Resumption, record
-from torture.study import NO_BYTECODE, Scenario, contents, make_study, restore
+from torture.study import Scenario, contents, make_study, restore
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LD_PRELOAD", str(library))
         patch.setattr(forkserver, "READ_LATE", forkserver.READ_LATE | {"SHORT_WRITE"})
-        server = forkserver.ForkServer(env=NO_BYTECODE)
+        server = forkserver.ForkServer()
         study = make_study(place / "study", server)
         yield Bench(study, scenario, Resumption(record(study, scenario, place / "calm")), place / "case")
         server.close()

@@ -23,7 +23,7 @@ from helpers import done
 from torture import cache
 from torture.crashes import KILL, Bench, Case, Outcome, cases_of, short_writes, signalled
 from torture.power_loss import Resumption, find_faults, record
-from torture.study import NO_BYTECODE, Scenario, lost, make_study, restore
+from torture.study import Scenario, lost, make_study, restore
 
 PROCESSES = 2
 BY_COMMAND = 3  # states of each scenario that the command itself resumes, with its model
@@ -59,7 +59,7 @@ class Campaign:
         self.place, self.library = place, short_writes(place)
         os.environ["LD_PRELOAD"] = str(self.library)
         forkserver.READ_LATE.add("SHORT_WRITE")
-        self.servers = [ForkServer(env=NO_BYTECODE, whole_end=True) for _ in range(PROCESSES)]
+        self.servers = [ForkServer(whole_end=True) for _ in range(PROCESSES)]
         self.study = make_study(place / "study", self.servers[0])
         self.every, self.random = every, random.Random(0)
 

@@ -63,7 +63,6 @@ levels = [0.0, 0.5, 0.75]
 """
 QUESTIONS = ["Who?", "Where are we going?", "And when, exactly, shall we arrive?"]
 GIT_IS_NOT_ASKED = {"GIT_SHA": "torture"}  # for faults would strike it as well
-NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}  # else the first run makes calls that later ones do not
 LONGEST_RUN = 300  # seconds
 SEAL = {"schema_version", "crc32"}  # by which a record proves itself; who reads a file need not show it
 
