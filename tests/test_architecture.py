@@ -103,3 +103,26 @@ def test_modules_and_functions_are_short(module: str) -> None:
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno}
     assert {name: lines for name, lines in long.items() if lines > LONGEST_FUNCTION} == {}
+
+
+def test_ray_is_imported_where_it_is_used() -> None:
+    """By one module, which others import when several workers are asked for."""
+
+    def imports_of(tree: ast.AST) -> set[str]:
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        return names | {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+
+    trees = {module: ast.parse((PACKAGE / f"{module}.py").read_text()) for module in MODULES}
+    assert [module for module, tree in trees.items() if any(belongs_to_ray(name) for name in imports_of(tree))] == [
+        "run_ray"
+    ]
+    at_once = {
+        module: ast.Module([node for node in tree.body if isinstance(node, ast.ImportFrom)], [])
+        for module, tree in trees.items()
+    }
+    assert [module for module, body in at_once.items() if "runner.run_ray" in imports_of(body)] == []
+
+
+def belongs_to_ray(name: str) -> bool:
+    """Whether a module is Ray's."""
+    return name == "ray" or name.startswith("ray.")
