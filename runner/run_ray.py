@@ -87,6 +87,7 @@ class RayProcesses:
         if team.address:
             check_reachable(team.address)
         here: dict[str, Any] = {
+            "address": "local",  # else Ray would look for a cluster that somebody has started on this host
             "num_cpus": self.count,
             "num_gpus": self.count * team.gpus_per_model,
             "include_dashboard": False,

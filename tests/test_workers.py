@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from forkserver import ForkServer
-from helpers import Command, done, records_in, refused
+from helpers import Command, done, records_in
 from records import parse
 
 MARK = "PYTEST_CURRENT_TEST"  # whose value is that of one test, and which all that it starts inherits
@@ -33,11 +33,12 @@ def workers() -> list[int]:
     return [pid for pid, line in started().items() if line.startswith(b"ray::Actor")]
 
 
-def wait_for(what: Callable[[], object]) -> None:
-    """Wait until something is so."""
+def wait_for(what: Callable[[], object], process: "subprocess.Popen[str] | None" = None) -> None:
+    """Wait until something is so, as long as a process runs."""
     limit = time.monotonic() + LONGEST_SECONDS
     while not what():
         assert time.monotonic() < limit, "it does not happen"
+        assert process is None or process.poll() is None, process and process.communicate()[1]
         time.sleep(0.05)
 
 
@@ -77,7 +78,7 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
 ) -> None:
     """In the order of the plan, with one log and one progress; what the worker had is done by another."""
     process = running("--processes", "4")
-    wait_for(lambda: records_of(study))
+    wait_for(lambda: records_of(study), process)
     os.kill(workers()[-1], signal.SIGKILL)
     _, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 0, said
@@ -96,7 +97,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_a_rerun_goes_on(
 ) -> None:
     """Nothing is lost or doubled; how many workers there are has no influence."""
     process = running()
-    wait_for(lambda: records_of(study))
+    wait_for(lambda: records_of(study), process)
     process.kill()
     wait_for(lambda: not started())
     there = records_of(study)
@@ -112,7 +113,7 @@ def test_the_keyboard_ends_all_of_it(
 ) -> None:
     """As it ends a run with one worker: every process of the terminal gets the signal, one sentence is said."""
     process = running()
-    wait_for(workers if number == signal.SIGTERM else lambda: records_of(study))
+    wait_for(workers if number == signal.SIGTERM else lambda: records_of(study), process)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 128 + number, said
@@ -145,9 +146,3 @@ def test_one_process_is_this_process(degrade: Command, study: Path, results_of_a
     run = done(degrade("--processes", "1"))
     assert "workers load the model" not in run.stderr
     assert records_in(study / "results") == records_in(results_of_a_run)
-
-
-def test_a_spec_that_no_worker_can_do_ends_with_its_own_sentence(degrade: Command) -> None:
-    """Once, as with one worker."""
-    run = degrade("--processes", "2", "--set", 'sweeps.0.layers="7-9"')
-    refused(run, 2, "layers")
