@@ -12,7 +12,7 @@ from attrs import evolve
 from records import open_results
 
 from runner.env_provenance import PACKAGES, prompts_digest, versions
-from runner.errors import DegradeError, SpecError
+from runner.errors import DegradeError, SetupError, SpecError
 from runner.results_guard import check_model, check_settings, past_of
 from runner.results_record import experiment_id, guarded_settings, make_record
 from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
@@ -145,8 +145,8 @@ def test_other_settings_are_refused_with_every_difference(path: Path) -> None:
     )
     describe(path, SPEC, facts())
     first, *lines = refusal(path, records_of(SPEC), other)
-    assert first.startswith(f"{path}: was made under other settings.")
-    assert "--force" in first
+    hint = "Choose another name_suffix or --results, or start over with --force."
+    assert first == f"{path}: was made under other settings. {hint}"
     assert {line.strip().split(":")[0] for line in lines} == {"model.revision", "seed", *SETTINGS}
     assert "  model_name: the file has 'some/model', the spec 'other/model'" in lines
     assert "  seed: the file has 5, the spec 6" in lines
@@ -178,6 +178,36 @@ def test_evidence_is_kept_once_per_condition(path: Path) -> None:
     describe(path, SPEC, facts(), row)
     assert read_sidecar(path)["provenance"]["evidence"] == [row, row | {"repeat_index": 1}]
     assert load_spec(sidecar_path(path)) == SPEC
+
+
+def test_more_evidence_is_appended(path: Path) -> None:
+    """A run of a thousand conditions does not write its sidecar a thousand times, but where it has changed."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    rows = [row | {"repeat_index": number} for number in range(4)]
+    sidecar = describe(path, SPEC, facts(), rows[0])
+    first = sidecar_path(path).stat().st_ino
+    sidecar.add_evidence(rows[1:2])
+    assert sidecar_path(path).stat().st_ino == first
+    sidecar_path(path).write_text("mine = 1\n")
+    sidecar.add_evidence(rows[2:3])
+    assert sidecar_path(path).stat().st_ino != first, "what somebody changed is written anew"
+    assert read_sidecar(path)["provenance"]["evidence"] == rows[:3]
+    second = sidecar_path(path).stat().st_ino
+    sidecar.add_evidence(rows[3:])
+    assert sidecar_path(path).stat().st_ino == second
+    assert read_sidecar(path)["provenance"]["evidence"] == rows
+
+
+def test_evidence_that_is_given_twice_is_refused(path: Path) -> None:
+    """What is no TOML is none in a sidecar that is read quickly either."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    describe(path, SPEC, facts(), row)
+    text = sidecar_path(path).read_text()
+    head, table, rest = text.partition("[provenance]\n")
+    assert table
+    sidecar_path(path).write_text(f"{head}{table}evidence = []\n{rest}")
+    with pytest.raises(SetupError, match=f"{sidecar_path(path)}: cannot be read"):
+        read_sidecar(path)
 
 
 def test_sweeps_of_earlier_runs_stay_in_the_sidecar(path: Path) -> None:
@@ -260,7 +290,9 @@ def test_a_commit_is_as_good_as_a_revision(path: Path) -> None:
     past = past_of(path, RecordSummary.of(records_of(SPEC)), read_sidecar(path))
     check_model(past, {"model": {"commit": "abc"}}, "0", {})
     check_model(past, {"model": {"commit": "none"}}, "0", {})
-    with pytest.raises(SpecError, match=r"commit of the model .*the file has 'abc', this run 'moved'"):
+    with pytest.raises(
+        SpecError, match=r"commit of the model \(set model.revision\): the file has 'abc', this run 'moved'"
+    ):
         check_model(past, {"model": {"commit": "moved"}}, "0", {})
 
 

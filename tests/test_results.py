@@ -33,7 +33,7 @@ def append(path: Path, *batches: Records) -> Records:
 
 def put(path: Path, content: bytes) -> None:
     """What a crash or somebody else left there."""
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
 
 
@@ -142,6 +142,27 @@ def test_a_foreign_file_is_refused_and_stays_as_it_is(path: Path, content: bytes
         assert path.exists()
         assert path.read_bytes() == content
     assert others(path) == []
+
+
+LIMITS = {
+    "seed": (0, 2**63 - 1),
+    "prompt_id": (0, 2**31 - 1),
+    "batch_size_effective": (1, 2**20 - 1),
+    "padded_length": (1, 2**24 - 1),
+}
+
+
+@pytest.mark.parametrize("field", LIMITS)
+def test_a_count_in_a_record_has_limits(path: Path, field: str) -> None:
+    """The least and the greatest are read; one less or more, and what is no whole number, is no record of ours."""
+    least, most = LIMITS[field]
+    for number in (least, most, None):
+        put(path, json.dumps([record(0, **{field: number})]).encode())
+        assert read_records(path) == [record(0, **{field: number})]
+    for number in (least - 1, most + 1, float(least), True, "1"):
+        put(path, json.dumps([record(0, **{field: number})]).encode())
+        with pytest.raises(SetupError, match="no results file"):
+            read_records(path)
 
 
 @pytest.mark.parametrize("middle", [b'{"timestamp": ', b'{"timestamp": 1},', b"1,"])

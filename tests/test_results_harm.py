@@ -186,6 +186,51 @@ def test_a_power_cut_with_pages_out_of_order_loses_no_whole_record(
             other.unlink()
 
 
+@pytest.mark.parametrize("behind", [0, 1])
+def test_the_old_end_of_a_file_at_the_end_of_a_page_costs_nothing(path: Path, behind: int) -> None:
+    """Of an append the page with the old bracket was not written, and the next one was: no zeros are between them."""
+    write(path, range(1))
+    before = path.read_bytes()
+    batch = [record(number, output="é" * 20) for number in range(10, 12)]
+    file, _ = open_results(path)
+    with file:
+        file.append(batch)
+    page = len(before) + behind
+    content = before.ljust(page, b"\0") + path.read_bytes()[page:]
+    path.write_bytes(content)
+    assert read_records(path) == [record(0), batch[1]]
+    write(path, range(20, 21))
+    assert parse(path) == [record(0), batch[1], record(20)]
+    assert kept(path, "damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("byte", b'X!}"0\x01\xff')
+def test_what_stands_behind_a_record_on_its_line_is_damage(path: Path, byte: int) -> None:
+    """No append leaves another byte there than a comma, a bracket or a zero."""
+    write(path, range(2))
+    content = path.read_bytes().replace(b"},\n", b"}," + bytes([byte]) + b"\n")
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match="line 2 is damaged"):
+        open_results(path)
+    assert path.read_bytes() == content
+
+
+def test_a_file_system_without_hard_links_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAT and some network file systems: what is set aside is renamed, and is no less there."""
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    write(path, range(2))
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "link", refuse)
+    file, _ = open_results(path, force=True)
+    with file:
+        file.append([record(7)])
+    assert parse(path) == [record(7)]
+    assert kept(path, "replaced").read_bytes() == before
+
+
 REFUSALS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
 
 
@@ -253,17 +298,17 @@ def test_a_lock_of_a_run_that_is_gone_is_taken_over(path: Path, monkeypatch: pyt
         path.unlink()
 
 
-@pytest.mark.parametrize("owner", ["elsewhere 7 99", "", "?", "\ud800 1".encode(errors="surrogatepass").hex()])
-def test_a_lock_of_another_host_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch, owner: str) -> None:
+@pytest.mark.parametrize("owner", [b"elsewhere 7 99", b"", b"?", "\ud800 1".encode(errors="surrogatepass")])
+def test_a_lock_of_another_host_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch, owner: bytes) -> None:
     """Whether a process of another host is alive nobody knows here: the sentence says which file to delete."""
     without_flock(monkeypatch)
     path.parent.mkdir()
     lock = path.parent / "outputs.json.lock"
-    lock.write_text(owner)
+    lock.write_bytes(owner)
     with pytest.raises(SetupError, match=f"in use by another run: .*delete {lock}"):
         open_results(path)
     assert list(path.parent.iterdir()) == [lock], "no empty file is left"
-    assert lock.read_text() == owner
+    assert lock.read_bytes() == owner
 
 
 def test_a_file_that_cannot_be_locked_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
