@@ -13,12 +13,12 @@ from records import open_results
 
 from runner.env_provenance import PACKAGES, prompts_digest, versions
 from runner.errors import DegradeError, SetupError, SpecError
-from runner.results_guard import check_model, check_settings, past_of
+from runner.results_guard import check_model, check_settings, check_tokens, past_of
 from runner.results_record import experiment_id, guarded_settings, make_record
 from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
 from runner.results_summary import RecordSummary, key_of
 from runner.run_plan import all_conditions
-from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
+from runner.spec import Generation, Image, Model, Perplexity, Run, Spec, find_spec, load_spec
 from runner.spec_sweep import Sweep
 from runner.spec_targets import Group
 from runner.task_prompts import Prompt
@@ -217,6 +217,42 @@ def test_sweeps_of_earlier_runs_stay_in_the_sidecar(path: Path) -> None:
     assert [sweep.name for sweep in load_spec(sidecar_path(path)).sweeps] == ["quant", "fine"]
 
 
+@pytest.mark.parametrize("earlier", [Perplexity(), Perplexity(text="Once."), Perplexity(compute=True, text="Once.")])
+@pytest.mark.parametrize("later", [Perplexity(), Perplexity(text="Twice.")])
+def test_a_measured_text_stays_in_the_sidecar(path: Path, earlier: Perplexity, later: Perplexity) -> None:
+    """A run that measures no perplexity does not hide what the perplexities of earlier records are of."""
+    describe(path, evolve(SPEC, perplexity=earlier), facts())
+    describe(path, evolve(SPEC, perplexity=later), facts())
+    assert load_spec(sidecar_path(path)).perplexity == (earlier if earlier.compute else later)
+
+
+def test_one_damaged_model_of_each_group_is_made_again() -> None:
+    """The first whose digest a file knows, or one at a level that changes nothing: that costs the least."""
+
+    def witnesses(*records: dict[str, Any]) -> list[tuple[str, str, float, int, str]]:
+        found = RecordSummary.of(records).witnesses.values()
+        return [(one.group, one.method, one.level, one.seed, one.digest) for one in found]
+
+    def of(group: str, method: str, level: float, **more: Any) -> dict[str, Any]:
+        key = {"param_group_name": group, "degradation_method": method, "std_dev": level, "repeat_index": 0}
+        return key | {"prompt_text": "Who?", "seed": 5, "weights_digest": f"{group} {level}"} | more
+
+    first, other = of("mlp_only", "ablation", 0.5), of("mlp_only", "mult_gauss", 0.25)
+    neutral, second = of("mlp_only", "mult_gauss", 0.0), of("mlp_only", "ablation", 0.0, seed=6)
+    quantised = of("attn_only", "uni_quant", 4)
+    expected = ("mlp_only", "ablation", 0.5, 5, "mlp_only 0.5")
+    assert witnesses(first, other, quantised) == [expected, ("attn_only", "uni_quant", 4.0, 5, "attn_only 4")]
+    assert witnesses(first, neutral, other, second) == [("mlp_only", "mult_gauss", 0.0, 5, "mlp_only 0.0")]
+    for useless in (
+        of("norms", "ablation", 0.5, seed=None),
+        of("norms", "ablation", 0.5, weights_digest=None),
+        of("norms", "ablation", 1.5),
+        of("norms", "uni_quant", 4.5),
+        of("norms", "melting", 0.5),
+    ):
+        assert witnesses(useless, first) == [expected]
+
+
 @pytest.mark.parametrize(("before", "now"), [("abc", "def"), ("abc", None), (None, "abc")])
 def test_another_revision_is_refused(path: Path, before: str | None, now: str | None) -> None:
     """Weights of one name and two revisions are two models; the sidecar knows which made the file."""
@@ -294,6 +330,51 @@ def test_a_commit_is_as_good_as_a_revision(path: Path) -> None:
         SpecError, match=r"commit of the model \(set model.revision\): the file has 'abc', this run 'moved'"
     ):
         check_model(past, {"model": {"commit": "moved"}}, "0", {})
+
+
+def test_other_tokens_are_refused(path: Path) -> None:
+    """Of each prompt the digest is compared, of older records without one the number; of the measured text all."""
+    asked = {"prompt_text": "Who?", "prompt_digest": "abc", "perplexity_digest": "one"}
+    older = {"prompt_text": "Why?", "padded_length": 16, "tokens_in": 7}
+    records = [record | more for record in records_of(SPEC)[:1] for more in (asked, older)]
+    past = past_of(path, RecordSummary.of(records), {})
+    check_tokens(past, {"Who?": 5, "Why?": 7, "When?": 9}, {"Who?": "abc", "Why?": "x", "When?": "y"}, "one")
+    check_tokens(past, {"Who?": 5}, {"Who?": "abc"}, "")
+    with pytest.raises(SpecError) as caught:
+        check_tokens(past, {"Who?": 5, "Why?": 8}, {"Who?": "def", "Why?": "x"}, "two")
+    first, *lines = str(caught.value).splitlines()
+    assert "settings. The tokenizer, its chat template or run.date changed, or the text. Choose" in first
+    assert lines == [
+        "  tokens of the prompt 'Who?': the file has 'abc', this run 'def'",
+        "  number of tokens of the prompt 'Why?': the file has 7, this run 8",
+        "  tokens of perplexity.text: the file has 'one', this run 'two'",
+    ]
+    mixed = past_of(path, RecordSummary.of([*records, records[0] | {"perplexity_digest": "another"}]), {})
+    with pytest.raises(SpecError, match=r"the file has 'another, one', this run 'two'"):
+        check_tokens(mixed, {}, {}, "two")
+
+
+def test_another_model_is_refused(path: Path) -> None:
+    """The intact weights, a damaged model that was made again, and what the checkpoint says about generation."""
+    records = [record | {"model_digest": "abc", "weights_digest": "one"} for record in records_of(SPEC)[:1]]
+    summary = RecordSummary.of(records)
+    sidecar = {
+        "provenance": {"runs": [{"generation_config": {"top_k": 9}}, {"generation_config": {"end_tokens": [2]}}]}
+    }
+    past = past_of(path, summary, sidecar)
+    same = {"model": {"commit": "none"}, "generation_config": {"end_tokens": [2]}}
+    check_model(past, same, "abc", {past.witnesses[0]: "one"})
+    other = {"model": {"commit": "none"}, "generation_config": {"end_tokens": [2, 5], "bad": "x" * 300}}
+    with pytest.raises(SpecError) as caught:
+        check_model(past, other, "def", {past.witnesses[0]: "two"})
+    assert str(caught.value).splitlines()[1:] == [
+        "  weights of the intact model: the file has 'abc', this run 'def'",
+        "  weights of mlp_only, uni_quant 64, seed 5: the file has 'one', this run 'two'",
+        f"  bad of the model's generation_config: the file has None, this run '{'x' * 199}...",
+        "  end_tokens of the model's generation_config: the file has [2], this run [2, 5]",
+    ]
+    check_model(past_of(path, RecordSummary.of([]), sidecar), other, "def", {})  # no record, nothing to mix
+    check_model(past, other | {"generation_config": {"end_tokens": [2]}}, None, {})
 
 
 def test_another_picture_is_refused_without_a_sidecar(path: Path) -> None:

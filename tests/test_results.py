@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import Records, open_results, parse, read_records, record
 
-from runner.errors import SetupError
-from runner.results_open import results_path
+from runner.errors import SetupError, SpecError
+from runner.results_open import LONGEST_NAME, results_path
 from runner.results_summary import key_of
 
 TEXTS = st.text() | st.sampled_from(["a\nb", "\u2028\u2029", "😀", 'say "]"', "},\n{", "\\", "\x00\x7f", "[\n]\n"])
@@ -165,6 +165,17 @@ def test_a_count_in_a_record_has_limits(path: Path, field: str) -> None:
             read_records(path)
 
 
+@pytest.mark.parametrize("level", [0, 2**24, 1e300, -1e300])
+def test_a_level_may_be_any_number(path: Path, level: float) -> None:
+    """Whatever a file holds as a level is a float later; a whole number that is none is no record of ours."""
+    put(path, json.dumps([record(0) | {"std_dev": level}]).encode())
+    assert read_records(path) == [record(0) | {"std_dev": level}]
+    for wrong in (10**400, -(10**400), str(level), None, True):
+        put(path, json.dumps([record(0) | {"std_dev": wrong}]).encode())
+        with pytest.raises(SetupError, match="no results file"):
+            read_records(path)
+
+
 @pytest.mark.parametrize("middle", [b'{"timestamp": ', b'{"timestamp": 1},', b"1,"])
 def test_a_damaged_line_in_the_middle_is_refused(path: Path, middle: bytes) -> None:
     """No interrupted write damages a line before others: cutting there would lose records, so a person must look."""
@@ -271,6 +282,22 @@ def test_a_full_disk_leaves_the_old_records(
     assert parse(path) == [*before, record(20)]
 
 
+def test_what_changes_behind_a_full_disk_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on although an append failed does not write into what another program has changed meanwhile."""
+    file, _ = open_results(path)
+    with file:
+        file.append([record(0)])
+        with monkeypatch.context() as patch:
+            fill_disk(patch, 1)
+            with pytest.raises(SetupError, match="cannot append"):
+                file.append([record(1)])
+        changed = path.read_bytes().replace(b"Who?", b"Why?")
+        path.write_bytes(changed)
+        with pytest.raises(SetupError, match=r"was changed by another program.* 1 records"):
+            file.append([record(2)])
+        assert path.read_bytes() == changed
+
+
 def test_twenty_thousand_records_are_opened_and_continued(path: Path) -> None:
     """The file of a whole study is read, and the next record lands behind the last."""
     many = [record(number) for number in range(20_000)]
@@ -292,3 +319,11 @@ def test_twenty_thousand_records_are_opened_and_continued(path: Path) -> None:
 def test_the_name_says_method_model_and_suffix(model_id: str, name: str) -> None:
     """The file is found by its name, and a model id never leads out of the folder."""
     assert results_path(Path("results"), "uni_quant", model_id, "dreams_it") == Path("results") / name
+
+
+def test_a_name_that_no_file_can_have_is_the_users_to_mend() -> None:
+    """255 bytes are as many as a file system takes, and another name goes before it when a file is set aside."""
+    room = LONGEST_NAME - len("outputs_ablation_model_.json")
+    assert len(results_path(Path("results"), "ablation", "some/model", "é" * (room // 2)).name.encode()) <= LONGEST_NAME
+    with pytest.raises(SpecError, match=f"name_suffix: .* a name has {LONGEST_NAME} bytes at most"):
+        results_path(Path("results"), "ablation", "some/model", "é" * (room // 2 + 1))

@@ -136,6 +136,29 @@ def test_an_interrupt_in_the_first_append_deletes_nothing(
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_in_a_replacement_is_an_interrupt(path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:  # noqa: FBT001
+    """Ctrl-C right before or behind the rename: the old file or the new one is there, and nothing half made."""
+    write(path, range(2))
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> None:
+        if late:
+            rename(self, target)
+        raise KeyboardInterrupt
+
+    file, _ = open_results(path, force=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            file.append([record(7)])
+    assert parse(kept(path, "replaced")) == [record(0), record(1)]
+    assert {other.name.partition("_")[0] for other in path.parent.iterdir()} == {"outputs.json", "replaced"}
+    with file:
+        pass
+    assert parse(path) == ([] if late else [record(0), record(1)])
+
+
 @pytest.mark.parametrize("behind", [b"notes of mine\n", b"# 1\n# 2\n", b'{"timestamp": "my own"}\n', b"[\n]\n"])
 def test_what_stands_behind_the_bracket_is_kept(path: Path, caplog: pytest.LogCaptureFixture, behind: bytes) -> None:
     """What somebody wrote behind our bracket is said and kept, and the run goes on."""
@@ -259,6 +282,24 @@ def test_a_disk_that_fails_is_no_file_system_that_cannot_sync(path: Path, monkey
             file.append([record(0)])
 
 
+def test_a_file_that_its_server_has_no_more_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale handle of a network file system: the new records are kept beside the file."""
+    file, _ = open_results(path)
+    fstat = os.fstat
+
+    def stale(_descriptor: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with file:
+        file.append([record(0)])
+        monkeypatch.setattr(os, "fstat", stale)
+        with pytest.raises(SetupError, match=r"was replaced by another program during this run.* The 1 records"):
+            file.append([record(1)])
+        monkeypatch.setattr(os, "fstat", fstat)
+    assert parse(path) == [record(0)]
+    assert parse(kept(path, "rescued")) == [record(1)]
+
+
 def without_flock(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSYS) -> None:
     """A file system such as Lustre's without `-o flock`."""
 
@@ -296,6 +337,27 @@ def test_a_lock_of_a_run_that_is_gone_is_taken_over(path: Path, monkeypatch: pyt
         assert parse(path) == [record(0)]
         assert list(path.parent.iterdir()) == [path]
         path.unlink()
+
+
+def test_a_lock_that_another_run_took_over_meanwhile_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runs that find the lock of one that is gone, the slower takes the quicker one's, and puts it back."""
+    without_flock(monkeypatch)
+    path.parent.mkdir()
+    lock, rename = path.parent / "outputs.json.lock", Path.rename
+    lock.write_text(f"{socket.gethostname()} {os.getpid()} 1")
+    other = f"{socket.gethostname()} {os.getppid()}"
+
+    def later(self: Path, target: Path) -> Path:
+        if self == lock:
+            lock.write_text(other)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", later)
+        with pytest.raises(SetupError, match="in use by another run"):
+            open_results(path)
+    assert lock.read_text() == other
+    assert list(path.parent.iterdir()) == [lock]
 
 
 @pytest.mark.parametrize("owner", [b"elsewhere 7 99", b"", b"?", "\ud800 1".encode(errors="surrogatepass")])

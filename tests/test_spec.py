@@ -154,6 +154,10 @@ def test_contradictions_are_told_with_everything_else(tmp_path: Path) -> None:
         ("sweeps=[]", "sweeps: [] is not allowed"),
         ("model.id=''", "model.id: '' is not allowed"),
         ("run=3", "run: 3 is not a table"),
+        (
+            "sweeps=[{name = 's', method = 'ablation', group = 'norms', start = 0}]",
+            "sweeps[0]: give levels = [...], or",
+        ),
         (f"sweeps=[{SWEEP}, {SWEEP}]", "sweeps: the name gauss stands twice"),
         ("run.n_reps=2", "run.n_reps: unknown key; did you mean n_rep?"),
         ("colour=2", "colour: unknown key; known: generation, groups, image, model, name"),
