@@ -165,6 +165,20 @@ def test_a_count_in_a_record_has_limits(path: Path, field: str) -> None:
             read_records(path)
 
 
+@pytest.mark.parametrize(
+    "field", ["weights_digest", "model_digest", "prompt_digest", "image_digest", "perplexity_digest"]
+)
+def test_a_digest_in_a_record_is_a_word_or_null(path: Path, field: str) -> None:
+    """Digests are put into sets and compared with words."""
+    for digest in ("abc", None):
+        put(path, json.dumps([record(0, **{field: digest})]).encode())
+        assert read_records(path) == [record(0, **{field: digest})]
+    for wrong in (1, ["abc"], {"abc": 1}, True):
+        put(path, json.dumps([record(0, **{field: wrong})]).encode())
+        with pytest.raises(SetupError, match="no results file"):
+            read_records(path)
+
+
 @pytest.mark.parametrize("level", [0, 2**24, 1e300, -1e300])
 def test_a_level_may_be_any_number(path: Path, level: float) -> None:
     """Whatever a file holds as a level is a float later; a whole number that is none is no record of ours."""
