@@ -275,6 +275,10 @@ def test_a_file_of_a_newer_release_is_refused(path: Path) -> None:
         given.extend(each_record(path))
     assert given == [], "what nobody here can read is no data"
     assert path.read_bytes() == content
+    alone = path.with_name("alone.json")
+    alone.write_bytes(content)
+    with pytest.raises(SetupError, match=r"was written by a newer degrade in version 3 of its format"):
+        read_records(alone)
     text = sidecar_path(path).read_text().replace("schema_version = 2", "schema_version = 3")
     sidecar_path(path).write_text(text)
     with pytest.raises(SetupError, match=r"was written by degrade 0\.1\.0 in version 3"):

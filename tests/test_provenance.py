@@ -11,6 +11,7 @@ import pytest
 from attrs import evolve
 from records import open_results
 
+from runner import env_provenance
 from runner.env_provenance import PACKAGES, prompts_digest, versions
 from runner.errors import DegradeError, SetupError, SpecError
 from runner.results_guard import check_model, check_settings, check_tokens, past_of
@@ -117,6 +118,12 @@ def test_versions_name_what_decides_about_numbers(monkeypatch: pytest.MonkeyPatc
     assert re.match(r"2\.\d+", found["torch"])
 
 
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of a package that is not there is no reason to stop, and no empty field."""
+    monkeypatch.setattr(env_provenance, "PACKAGES", ("torch", "no-such-package"))
+    assert versions()["no-such-package"] == "not installed"
+
+
 def test_prompts_digest_depends_on_texts_and_their_order() -> None:
     """Two runs with one digest had the same questions; what counts as right does not matter."""
     first, second = Prompt("Who?"), Prompt("Where?", "place", "here")
@@ -196,6 +203,21 @@ def test_more_evidence_is_appended(path: Path) -> None:
     sidecar.add_evidence(rows[3:])
     assert sidecar_path(path).stat().st_ino == second
     assert read_sidecar(path)["provenance"]["evidence"] == rows
+
+
+def test_evidence_is_not_lost_where_a_sidecar_cannot_be_written(path: Path) -> None:
+    """A sentence says so, and as soon as it can be written, all of it is there."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    sidecar = Sidecar(path, SPEC, facts(), {})
+    sidecar_path(path).mkdir()
+    with pytest.raises(SetupError, match=f"{sidecar_path(path)}: cannot be written: Is a directory"):
+        sidecar.add_evidence([row])
+    sidecar_path(path).rmdir()
+    sidecar.add_evidence([row | {"repeat_index": 1}])
+    before = sidecar_path(path).read_bytes()
+    sidecar.add_evidence([row])
+    assert sidecar_path(path).read_bytes() == before, "nothing new, nothing written"
+    assert read_sidecar(path)["provenance"]["evidence"] == [row, row | {"repeat_index": 1}]
 
 
 def test_evidence_that_is_given_twice_is_refused(path: Path) -> None:

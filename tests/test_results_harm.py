@@ -16,6 +16,7 @@ import pytest
 from records import open_results, parse, read_records, record
 
 from runner.errors import SetupError
+from runner.results_check import check
 from runner.results_checksum import sealed
 from runner.results_sidecar import read_sidecar, sidecar_path
 
@@ -360,6 +361,78 @@ def test_a_lock_that_another_run_took_over_meanwhile_is_respected(path: Path, mo
     assert list(path.parent.iterdir()) == [lock]
 
 
+def test_a_lock_that_goes_away_meanwhile_keeps_nobody_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quicker of two has taken away the lock of a run that is gone, and is itself done."""
+    without_flock(monkeypatch)
+    path.parent.mkdir()
+    lock, rename = path.parent / "outputs.json.lock", Path.rename
+    lock.write_text(f"{socket.gethostname()} {os.getpid()} 1")
+
+    def later(self: Path, target: Path) -> Path:
+        if self == lock:
+            lock.unlink()
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", later)
+        write(path, range(1))
+    assert parse(path) == [record(0)]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_of_two_that_make_a_lock_one_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither finds a lock, and the other is quicker."""
+    without_flock(monkeypatch)
+    lock, opened = path.parent / "outputs.json.lock", os.open
+
+    def later(name: Path, flags: int, mode: int = 0o777) -> int:
+        if name == lock:
+            lock.write_text("elsewhere 7 99")
+        return opened(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", later)
+    with pytest.raises(SetupError, match="in use by another run"):
+        open_results(path)
+    assert lock.read_text() == "elsewhere 7 99"
+    assert list(path.parent.iterdir()) == [lock]
+
+
+def test_a_lock_of_another_user_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may send that process a signal, and it is there all the same; another process of its number is not it."""
+    without_flock(monkeypatch)
+    file, _ = open_results(path)
+    with file:
+        lock = path.parent / "outputs.json.lock"
+        owner = lock.read_text()
+
+        def refuse(_process: int, _signal: int) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "kill", refuse)
+        with pytest.raises(SetupError, match=f"in use by another run: process {os.getpid()} on"):
+            open_results(path)
+        assert lock.read_text() == owner
+    path.parent.mkdir(exist_ok=True)
+    lock.write_text(" ".join([*owner.split()[:2], "1"]))
+    write(path, range(1))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_replaced_before_it_was_locked_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run sets the file aside between opening and locking: the lock would be on a file without a name."""
+    write(path, range(2))
+    flock = fcntl.flock
+
+    def later(descriptor: int, operation: int) -> None:
+        replace(path)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", later)
+    with pytest.raises(SetupError, match="in use by another run"):
+        open_results(path)
+    assert path.read_bytes() == b"[\n]\n"
+
+
 @pytest.mark.parametrize("owner", [b"elsewhere 7 99", b"", b"?", "\ud800 1".encode(errors="surrogatepass")])
 def test_a_lock_of_another_host_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch, owner: bytes) -> None:
     """Whether a process of another host is alive nobody knows here: the sentence says which file to delete."""
@@ -416,6 +489,13 @@ def test_what_is_no_file_is_a_sentence(path: Path, kind: str) -> None:
     for attempt in (open_results, read_records):
         with pytest.raises(SetupError, match=f"{path}: (is no file|cannot be opened)"):
             attempt(path)
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence() -> None:
+    """The disk or the server gives an error in the middle of it; here a file of Linux that nobody can read at 0."""
+    for attempt in (read_records, lambda path: check(path, print)):
+        with pytest.raises(SetupError, match="/proc/self/mem: cannot be read: Input/output error"):
+            attempt(Path("/proc/self/mem"))
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])

@@ -203,6 +203,7 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path, first: str, second: str)
         ('extends = "a\\u0000b"', "cannot be read as TOML"),
         (f'extends = "{"a" * 400}"', "cannot be read as TOML"),
         ("a = " + "[" * 3000, "spec.toml: cannot be read as TOML: it is nested too deeply"),
+        (f"{VALID}[generation.top_k{'.a' * 3000}]", "spec.toml:\n  generation.top_k: is nested too deeply"),
     ],
 )
 def test_an_unreadable_spec_is_the_users_to_mend(tmp_path: Path, text: str, complaint: str) -> None:
