@@ -230,13 +230,15 @@ def test_the_old_end_of_a_file_at_the_end_of_a_page_costs_nothing(path: Path, be
 
 @pytest.mark.parametrize("byte", b'X!}"0\x01\xff')
 def test_what_stands_behind_a_record_on_its_line_is_damage(path: Path, byte: int) -> None:
-    """No append leaves another byte there than a comma, a bracket or a zero."""
+    """No append leaves another byte there than a comma, a bracket or a zero, behind the last record neither."""
     write(path, range(2))
-    content = path.read_bytes().replace(b"},\n", b"}," + bytes([byte]) + b"\n")
-    path.write_bytes(content)
-    with pytest.raises(SetupError, match="line 2 is damaged"):
-        open_results(path)
-    assert path.read_bytes() == content
+    sound = path.read_bytes()
+    for line, end in ((2, b"},\n"), (3, b"}\n]\n")):
+        content = sound.replace(end, end[: end.index(b"\n")] + bytes([byte]) + end[end.index(b"\n") :])
+        path.write_bytes(content)
+        with pytest.raises(SetupError, match=f"line {line} is damaged"):
+            open_results(path)
+        assert path.read_bytes() == content
 
 
 def test_a_file_system_without_hard_links_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
