@@ -40,7 +40,7 @@ THEN = {
     "run": ("state_machine", "identity", "command", "boundary"),
     "spec": ("boundary", "identity", "state_machine", "docs", "errors", "command", "groups"),
 }
-MOST_SECONDS = 60  # of the processor, so that a busy machine kills no change; beside three times what the tests take
+MOST_SECONDS = 20  # of the processor, so that a busy machine kills no change; beside three times what the tests take
 MOST_WAITING = 600  # of time, for what waits without end
 PRELOADED = ("torch", "transformers.models.gemma3.modeling_gemma3", "transformers.models.llama.modeling_llama")
 PRELOADED += (
@@ -156,7 +156,7 @@ def tried(mutant: dict[str, Any], tree: Path, reach: dict[str, Any] | None) -> d
     intact, times, begin = path.read_text(), path.stat(), used()
     path.write_text(mutant["text"])
     if reach is None:
-        pid = start_tests(tree, FIRST[kind] + THEN[kind], None, 20 * MOST_SECONDS, "-m", "not slow")
+        pid = start_tests(tree, FIRST[kind] + THEN[kind], None, 60 * MOST_SECONDS, "-m", "not slow")
     else:
         names = tests_of(mutant, reach)
         seconds = 3 * sum(reach["seconds"][name] for name in names) + MOST_SECONDS
@@ -188,7 +188,7 @@ def reach_of(kind: str, folder: Path, tree: Path) -> dict[str, Any]:
     kept = folder / f"reach_{kind}.json"
     if not kept.exists():
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        result = ended(start_tests(tree, FIRST[kind], Reach(), 20 * MOST_SECONDS, "-m", "not slow"), tree)
+        result = ended(start_tests(tree, FIRST[kind], Reach(), 60 * MOST_SECONDS, "-m", "not slow"), tree)
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         if result[0] != "survived":
             raise RuntimeError(f"the intact code: {result}, see {tree.with_suffix('.log')}")
