@@ -79,6 +79,31 @@ def test_a_file_replaced_behind_the_last_append_is_not_lost(path: Path, happened
     assert parse(kept(path, "rescued")) == [record(0)]
 
 
+def test_records_that_cannot_be_kept_either_are_told(path: Path) -> None:
+    """Where the folder was is a file now: nothing can be written beside the results, and the sentence says that too."""
+    file, _ = open_results(path)
+    with file:
+        file.append([record(0)])
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.write_text("mine")
+        with pytest.raises(SetupError, match=r"was removed .*\. Nor can its records be kept beside it: "):
+            file.append([record(1)])
+    assert path.parent.read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux to count open files")
+def test_a_refused_file_is_closed(path: Path) -> None:
+    """Whoever tries again and again does not run out of open files."""
+    file, _ = open_results(path)
+    with file:
+        before = len([*Path("/proc/self/fd").iterdir()])
+        for _ in range(3):
+            with pytest.raises(SetupError, match="in use"):
+                open_results(path)
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
 def test_a_folder_removed_during_a_run_is_made_again(path: Path) -> None:
     """The results folder goes away with everything in it: what the run has is there again."""
     file, _ = open_results(path)
