@@ -248,6 +248,14 @@ def test_a_measured_text_stays_in_the_sidecar(path: Path, earlier: Perplexity, l
     assert load_spec(sidecar_path(path)).perplexity == (earlier if earlier.compute else later)
 
 
+def test_a_file_gives_its_prompts_their_numbers() -> None:
+    """The first number of a text counts; records of older versions have none."""
+    one = records_of(SPEC)[0]
+    numbers = [("Who?", 3), ("Why?", None), ("Who?", 7), ("When?", 1)]
+    records = [one | {"prompt_text": text, "prompt_id": number} for text, number in numbers]
+    assert RecordSummary.of(records).prompt_ids == {"Who?": 3, "When?": 1}
+
+
 def test_one_damaged_model_of_each_group_is_made_again() -> None:
     """The first whose digest a file knows, or one at a level that changes nothing: that costs the least."""
 
