@@ -44,8 +44,10 @@ class DisagreementError(Exception):
 
 def select_engine(decoder: DecodeState, requests: Sequence[Request]) -> EngineChoice:
     """The fastest engine that agrees with the plain one on the first steps of some requests; it is then in use."""
-    if decoder.device.type != "cuda":
-        return install(decoder, PLAIN)
+    return _fastest_on_cuda(decoder, requests) if decoder.device.type == "cuda" else install(decoder, PLAIN)
+
+
+def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request]) -> EngineChoice:
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
         return install(decoder, EngineChoice("plain", "the model is spread over several devices"))
     requests = requests[: min(TRIAL_ROWS, decoder.shape.prompts)]
@@ -73,15 +75,18 @@ def select_engine(decoder: DecodeState, requests: Sequence[Request]) -> EngineCh
 def install(decoder: DecodeState, engine: EngineChoice) -> EngineChoice:
     """Let the decoder use an engine; its rows must be free."""
     decoder.read, decoder.advance = decoder.prefill_step, decoder.decode_steps
-    if engine.name == "plain":
-        return engine
+    if engine.name != "plain":
+        _capture_on_cuda(decoder, engine.name)
+    return engine
+
+
+def _capture_on_cuda(decoder: DecodeState, name: Name) -> None:
     with torch.inference_mode(), torch.cuda.device(decoder.device):
         decoder.prefill_step()  # its cache is allocated now
-        step = _fused_step(decoder) if engine.name == "fused" else _plain_step(decoder)
+        step = _fused_step(decoder) if name == "fused" else _plain_step(decoder)
         pool = torch.cuda.graph_pool_handle()
         decoder.read, step = _Captured(decoder.prefill_step, pool), _Captured(step, pool)
     decoder.advance = lambda count: _replay(step, count)
-    return engine
 
 
 def _fused_step(decoder: DecodeState) -> Callable[[], None]:

@@ -223,8 +223,6 @@ def load_spec(
         spec = _converter.structure(tables, Spec)
     except cattrs.BaseValidationError as error:
         found += problems(error)
-    except RecursionError:
-        found.append("its tables or lists are nested too deeply")
     found += check(tables, path.parent) if check else ()
     if spec is None or found:
         raise SpecError("\n  ".join([f"{path}:", *found]))

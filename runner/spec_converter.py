@@ -113,6 +113,8 @@ def problems(error: BaseException, path: str = "") -> Iterator[str]:
             yield f"{path}.{key}: unknown key{suggestion(key, known)}".lstrip(".")
     elif isinstance(error, KeyError):
         yield f"{path}: required, but missing"
+    elif isinstance(error, RecursionError):  # not even its value can be shown
+        yield f"{path}: is nested too deeply"
     else:
         yield f"{path}: {error}" if path else str(error)
 

@@ -110,6 +110,16 @@ def test_every_flipped_bit_of_a_sidecar_is_noticed(path: Path) -> None:
     assert any("changed since degrade wrote it" in fault for fault in faults(path))
 
 
+def test_spoilt_parts_are_named_by_their_first_lines(path: Path) -> None:
+    """A part in the middle, the first, and what stands behind the last without a checksum."""
+    data = sidecar_path(path).read_bytes()
+    entry = data.index(b"[[provenance.evidence]]", data.index(b"[[provenance.evidence]]") + 1)
+    line = data[:entry].count(b"\n")  # the empty line before its name
+    assert data.split(b"\n")[line - 1 : line + 1] == [b"", b"[[provenance.evidence]]"]
+    assert spoilt_parts(data[:entry] + data[entry:].replace(b"level", b"lovel", 1)) == [line]
+    assert spoilt_parts(b"#" + data + b"mine = 1\n") == [1, 1 + data.count(b"\n")]
+
+
 @pytest.mark.parametrize("line", [3, 21])
 def test_a_wrong_checksum_is_refused_wherever_a_file_is_opened(path: Path, line: int) -> None:
     """A record that is good JSON, in mid-file or the last, and another text: named by its line, never data."""
@@ -121,7 +131,7 @@ def test_a_wrong_checksum_is_refused_wherever_a_file_is_opened(path: Path, line:
         with pytest.raises(SetupError, match=f"line {line} is damaged.*its checksum does not fit"):
             attempt(path)
     assert path.read_bytes() == before
-    assert any(fault.startswith(f"{path.name}: line {line}: its checksum does not fit") for fault in faults(path))
+    assert f"{path.name}: line {line}: its checksum does not fit" in faults(path)
 
 
 def test_a_last_record_that_is_spoilt_is_no_torn_append(path: Path) -> None:
@@ -260,7 +270,15 @@ def test_a_file_of_a_newer_release_is_refused(path: Path) -> None:
     for attempt in (read_records, faults):
         with pytest.raises(SetupError, match=expected):
             attempt(path)
+    given: list[Any] = []
+    with pytest.raises(SetupError, match=expected):
+        given.extend(each_record(path))
+    assert given == [], "what nobody here can read is no data"
     assert path.read_bytes() == content
+    alone = path.with_name("alone.json")
+    alone.write_bytes(content)
+    with pytest.raises(SetupError, match=r"was written by a newer degrade in version 3 of its format"):
+        read_records(alone)
     text = sidecar_path(path).read_text().replace("schema_version = 2", "schema_version = 3")
     sidecar_path(path).write_text(text)
     with pytest.raises(SetupError, match=r"was written by degrade 0\.1\.0 in version 3"):

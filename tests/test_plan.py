@@ -67,6 +67,15 @@ def test_a_condition_knows_everything_about_its_damage() -> None:
     )
 
 
+def test_a_condition_is_told_in_words() -> None:
+    """As the log and the progress name it."""
+    assert [str(condition) for condition in all_conditions(SPEC)[3:8:2]] == [
+        "quant 4 repeat 1",
+        "fine 128 repeat 1",
+        "mlp 0 repeat 1",
+    ]
+
+
 def test_the_reference_study_has_730_conditions() -> None:
     """15 + 11 + 21 + 17 + 9 levels, 10 repeats each, every one different."""
     conditions = all_conditions(load_spec(find_spec("dreams_it")))

@@ -11,14 +11,15 @@ import pytest
 from attrs import evolve
 from records import open_results
 
+from runner import env_provenance
 from runner.env_provenance import PACKAGES, prompts_digest, versions
-from runner.errors import DegradeError, SpecError
-from runner.results_guard import check_model, check_settings, past_of
+from runner.errors import DegradeError, SetupError, SpecError
+from runner.results_guard import check_model, check_settings, check_tokens, past_of
 from runner.results_record import experiment_id, guarded_settings, make_record
 from runner.results_sidecar import Sidecar, read_sidecar, sidecar_path
 from runner.results_summary import RecordSummary, key_of
 from runner.run_plan import all_conditions
-from runner.spec import Generation, Image, Model, Run, Spec, find_spec, load_spec
+from runner.spec import Generation, Image, Model, Perplexity, Run, Spec, find_spec, load_spec
 from runner.spec_sweep import Sweep
 from runner.spec_targets import Group
 from runner.task_prompts import Prompt
@@ -117,6 +118,12 @@ def test_versions_name_what_decides_about_numbers(monkeypatch: pytest.MonkeyPatc
     assert re.match(r"2\.\d+", found["torch"])
 
 
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of a package that is not there is no reason to stop, and no empty field."""
+    monkeypatch.setattr(env_provenance, "PACKAGES", ("torch", "no-such-package"))
+    assert versions()["no-such-package"] == "not installed"
+
+
 def test_prompts_digest_depends_on_texts_and_their_order() -> None:
     """Two runs with one digest had the same questions; what counts as right does not matter."""
     first, second = Prompt("Who?"), Prompt("Where?", "place", "here")
@@ -145,8 +152,8 @@ def test_other_settings_are_refused_with_every_difference(path: Path) -> None:
     )
     describe(path, SPEC, facts())
     first, *lines = refusal(path, records_of(SPEC), other)
-    assert first.startswith(f"{path}: was made under other settings.")
-    assert "--force" in first
+    hint = "Choose another name_suffix or --results, or start over with --force."
+    assert first == f"{path}: was made under other settings. {hint}"
     assert {line.strip().split(":")[0] for line in lines} == {"model.revision", "seed", *SETTINGS}
     assert "  model_name: the file has 'some/model', the spec 'other/model'" in lines
     assert "  seed: the file has 5, the spec 6" in lines
@@ -180,11 +187,100 @@ def test_evidence_is_kept_once_per_condition(path: Path) -> None:
     assert load_spec(sidecar_path(path)) == SPEC
 
 
+def test_more_evidence_is_appended(path: Path) -> None:
+    """A run of a thousand conditions does not write its sidecar a thousand times, but where it has changed."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    rows = [row | {"repeat_index": number} for number in range(4)]
+    sidecar = describe(path, SPEC, facts(), rows[0])
+    first = sidecar_path(path).stat().st_ino
+    sidecar.add_evidence(rows[1:2])
+    assert sidecar_path(path).stat().st_ino == first
+    sidecar_path(path).write_text("mine = 1\n")
+    sidecar.add_evidence(rows[2:3])
+    assert sidecar_path(path).stat().st_ino != first, "what somebody changed is written anew"
+    assert read_sidecar(path)["provenance"]["evidence"] == rows[:3]
+    second = sidecar_path(path).stat().st_ino
+    sidecar.add_evidence(rows[3:])
+    assert sidecar_path(path).stat().st_ino == second
+    assert read_sidecar(path)["provenance"]["evidence"] == rows
+
+
+def test_evidence_is_not_lost_where_a_sidecar_cannot_be_written(path: Path) -> None:
+    """A sentence says so, and as soon as it can be written, all of it is there."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    sidecar = Sidecar(path, SPEC, facts(), {})
+    sidecar_path(path).mkdir()
+    with pytest.raises(SetupError, match=f"{sidecar_path(path)}: cannot be written: Is a directory"):
+        sidecar.add_evidence([row])
+    sidecar_path(path).rmdir()
+    sidecar.add_evidence([row | {"repeat_index": 1}])
+    before = sidecar_path(path).read_bytes()
+    sidecar.add_evidence([row])
+    assert sidecar_path(path).read_bytes() == before, "nothing new, nothing written"
+    assert read_sidecar(path)["provenance"]["evidence"] == [row, row | {"repeat_index": 1}]
+
+
+def test_evidence_that_is_given_twice_is_refused(path: Path) -> None:
+    """What is no TOML is none in a sidecar that is read quickly either."""
+    row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}
+    describe(path, SPEC, facts(), row)
+    text = sidecar_path(path).read_text()
+    head, table, rest = text.partition("[provenance]\n")
+    assert table
+    sidecar_path(path).write_text(f"{head}{table}evidence = []\n{rest}")
+    with pytest.raises(SetupError, match=f"{sidecar_path(path)}: cannot be read"):
+        read_sidecar(path)
+
+
 def test_sweeps_of_earlier_runs_stay_in_the_sidecar(path: Path) -> None:
     """Records of a sweep that the spec no longer has are still explained."""
     describe(path, SPEC, facts())
     describe(path, evolve(SPEC, sweeps=SPEC.sweeps[1:]), facts())
     assert [sweep.name for sweep in load_spec(sidecar_path(path)).sweeps] == ["quant", "fine"]
+
+
+@pytest.mark.parametrize("earlier", [Perplexity(), Perplexity(text="Once."), Perplexity(compute=True, text="Once.")])
+@pytest.mark.parametrize("later", [Perplexity(), Perplexity(text="Twice.")])
+def test_a_measured_text_stays_in_the_sidecar(path: Path, earlier: Perplexity, later: Perplexity) -> None:
+    """A run that measures no perplexity does not hide what the perplexities of earlier records are of."""
+    describe(path, evolve(SPEC, perplexity=earlier), facts())
+    describe(path, evolve(SPEC, perplexity=later), facts())
+    assert load_spec(sidecar_path(path)).perplexity == (earlier if earlier.compute else later)
+
+
+def test_a_file_gives_its_prompts_their_numbers() -> None:
+    """The first number of a text counts; records of older versions have none."""
+    one = records_of(SPEC)[0]
+    numbers = [("Who?", 3), ("Why?", None), ("Who?", 7), ("When?", 1)]
+    records = [one | {"prompt_text": text, "prompt_id": number} for text, number in numbers]
+    assert RecordSummary.of(records).prompt_ids == {"Who?": 3, "When?": 1}
+
+
+def test_one_damaged_model_of_each_group_is_made_again() -> None:
+    """The first whose digest a file knows, or one at a level that changes nothing: that costs the least."""
+
+    def witnesses(*records: dict[str, Any]) -> list[tuple[str, str, float, int, str]]:
+        found = RecordSummary.of(records).witnesses.values()
+        return [(one.group, one.method, one.level, one.seed, one.digest) for one in found]
+
+    def of(group: str, method: str, level: float, **more: Any) -> dict[str, Any]:
+        key = {"param_group_name": group, "degradation_method": method, "std_dev": level, "repeat_index": 0}
+        return key | {"prompt_text": "Who?", "seed": 5, "weights_digest": f"{group} {level}"} | more
+
+    first, other = of("mlp_only", "ablation", 0.5), of("mlp_only", "mult_gauss", 0.25)
+    neutral, second = of("mlp_only", "mult_gauss", 0.0), of("mlp_only", "ablation", 0.0, seed=6)
+    quantised = of("attn_only", "uni_quant", 4)
+    expected = ("mlp_only", "ablation", 0.5, 5, "mlp_only 0.5")
+    assert witnesses(first, other, quantised) == [expected, ("attn_only", "uni_quant", 4.0, 5, "attn_only 4")]
+    assert witnesses(first, neutral, other, second) == [("mlp_only", "mult_gauss", 0.0, 5, "mlp_only 0.0")]
+    for useless in (
+        of("norms", "ablation", 0.5, seed=None),
+        of("norms", "ablation", 0.5, weights_digest=None),
+        of("norms", "ablation", 1.5),
+        of("norms", "uni_quant", 4.5),
+        of("norms", "melting", 0.5),
+    ):
+        assert witnesses(useless, first) == [expected]
 
 
 @pytest.mark.parametrize(("before", "now"), [("abc", "def"), ("abc", None), (None, "abc")])
@@ -260,8 +356,55 @@ def test_a_commit_is_as_good_as_a_revision(path: Path) -> None:
     past = past_of(path, RecordSummary.of(records_of(SPEC)), read_sidecar(path))
     check_model(past, {"model": {"commit": "abc"}}, "0", {})
     check_model(past, {"model": {"commit": "none"}}, "0", {})
-    with pytest.raises(SpecError, match=r"commit of the model .*the file has 'abc', this run 'moved'"):
+    with pytest.raises(
+        SpecError, match=r"commit of the model \(set model.revision\): the file has 'abc', this run 'moved'"
+    ):
         check_model(past, {"model": {"commit": "moved"}}, "0", {})
+
+
+def test_other_tokens_are_refused(path: Path) -> None:
+    """Of each prompt the digest is compared, of older records without one the number; of the measured text all."""
+    asked = {"prompt_text": "Who?", "prompt_digest": "abc", "perplexity_digest": "one"}
+    older = {"prompt_text": "Why?", "padded_length": 16, "tokens_in": 7}
+    records = [record | more for record in records_of(SPEC)[:1] for more in (asked, older)]
+    past = past_of(path, RecordSummary.of(records), {})
+    check_tokens(past, {"Who?": 5, "Why?": 7, "When?": 9}, {"Who?": "abc", "Why?": "x", "When?": "y"}, "one")
+    check_tokens(past, {"Who?": 5}, {"Who?": "abc"}, "")
+    with pytest.raises(SpecError) as caught:
+        check_tokens(past, {"Who?": 5, "Why?": 8}, {"Who?": "def", "Why?": "x"}, "two")
+    first, *lines = str(caught.value).splitlines()
+    assert "settings. The tokenizer, its chat template or run.date changed, or the text. Choose" in first
+    assert lines == [
+        "  tokens of the prompt 'Who?': the file has 'abc', this run 'def'",
+        "  number of tokens of the prompt 'Why?': the file has 7, this run 8",
+        "  tokens of perplexity.text: the file has 'one', this run 'two'",
+    ]
+    mixed = past_of(path, RecordSummary.of([*records, records[0] | {"perplexity_digest": "another"}]), {})
+    with pytest.raises(SpecError, match=r"the file has 'another, one', this run 'two'"):
+        check_tokens(mixed, {}, {}, "two")
+
+
+def test_another_model_is_refused(path: Path) -> None:
+    """The intact weights, a damaged model that was made again, and what the checkpoint says about generation."""
+    records = [record | {"model_digest": "abc", "weights_digest": "one"} for record in records_of(SPEC)[:1]]
+    summary = RecordSummary.of(records)
+    sidecar = {
+        "provenance": {"runs": [{"generation_config": {"top_k": 9}}, {"generation_config": {"end_tokens": [2]}}]}
+    }
+    past = past_of(path, summary, sidecar)
+    same = {"model": {"commit": "none"}, "generation_config": {"end_tokens": [2]}}
+    check_model(past, same, "abc", {past.witnesses[0]: "one"})
+    other = {"model": {"commit": "none"}, "generation_config": {"end_tokens": [2, 5], "bad": "x" * 300}}
+    with pytest.raises(SpecError) as caught:
+        check_model(past, other, "def", {past.witnesses[0]: "two"})
+    assert str(caught.value).splitlines()[1:] == [
+        "  weights of the intact model: the file has 'abc', this run 'def'",
+        "  weights of mlp_only, uni_quant 64, seed 5: the file has 'one', this run 'two'",
+        f"  bad of the model's generation_config: the file has None, this run '{'x' * 199}...",
+        "  end_tokens of the model's generation_config: the file has [2], this run [2, 5]",
+    ]
+    check_model(past_of(path, RecordSummary.of([]), sidecar), other, "def", {})  # no record, nothing to mix
+    check_model(past, other | {"generation_config": {"end_tokens": [2]}}, None, {})
 
 
 def test_another_picture_is_refused_without_a_sidecar(path: Path) -> None:

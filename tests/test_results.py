@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import Records, open_results, parse, read_records, record
 
-from runner.errors import SetupError
-from runner.results_open import results_path
+from runner.errors import SetupError, SpecError
+from runner.results_open import LONGEST_NAME, results_path
 from runner.results_summary import key_of
 
 TEXTS = st.text() | st.sampled_from(["a\nb", "\u2028\u2029", "😀", 'say "]"', "},\n{", "\\", "\x00\x7f", "[\n]\n"])
@@ -33,7 +33,7 @@ def append(path: Path, *batches: Records) -> Records:
 
 def put(path: Path, content: bytes) -> None:
     """What a crash or somebody else left there."""
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
 
 
@@ -145,6 +145,52 @@ def test_a_foreign_file_is_refused_and_stays_as_it_is(path: Path, content: bytes
     assert others(path) == []
 
 
+LIMITS = {
+    "seed": (0, 2**63 - 1),
+    "prompt_id": (0, 2**31 - 1),
+    "batch_size_effective": (1, 2**20 - 1),
+    "padded_length": (1, 2**24 - 1),
+}
+
+
+@pytest.mark.parametrize("field", LIMITS)
+def test_a_count_in_a_record_has_limits(path: Path, field: str) -> None:
+    """The least and the greatest are read; one less or more, and what is no whole number, is no record of ours."""
+    least, most = LIMITS[field]
+    for number in (least, most, None):
+        put(path, json.dumps([record(0, **{field: number})]).encode())
+        assert read_records(path) == [record(0, **{field: number})]
+    for number in (least - 1, most + 1, float(least), True, "1"):
+        put(path, json.dumps([record(0, **{field: number})]).encode())
+        with pytest.raises(SetupError, match="no results file"):
+            read_records(path)
+
+
+@pytest.mark.parametrize(
+    "field", ["weights_digest", "model_digest", "prompt_digest", "image_digest", "perplexity_digest"]
+)
+def test_a_digest_in_a_record_is_a_word_or_null(path: Path, field: str) -> None:
+    """Digests are put into sets and compared with words."""
+    for digest in ("abc", None):
+        put(path, json.dumps([record(0, **{field: digest})]).encode())
+        assert read_records(path) == [record(0, **{field: digest})]
+    for wrong in (1, ["abc"], {"abc": 1}, True):
+        put(path, json.dumps([record(0, **{field: wrong})]).encode())
+        with pytest.raises(SetupError, match="no results file"):
+            read_records(path)
+
+
+@pytest.mark.parametrize("level", [0, 2**24, 1e300, -1e300])
+def test_a_level_may_be_any_number(path: Path, level: float) -> None:
+    """Whatever a file holds as a level is a float later; a whole number that is none is no record of ours."""
+    put(path, json.dumps([record(0) | {"std_dev": level}]).encode())
+    assert read_records(path) == [record(0) | {"std_dev": level}]
+    for wrong in (10**400, -(10**400), str(level), None, True):
+        put(path, json.dumps([record(0) | {"std_dev": wrong}]).encode())
+        with pytest.raises(SetupError, match="no results file"):
+            read_records(path)
+
+
 @pytest.mark.parametrize("middle", [b'{"timestamp": ', b'{"timestamp": 1},', b"1,"])
 def test_a_damaged_line_in_the_middle_is_refused(path: Path, middle: bytes) -> None:
     """No interrupted write damages a line before others: cutting there would lose records, so a person must look."""
@@ -251,6 +297,22 @@ def test_a_full_disk_leaves_the_old_records(
     assert parse(path) == [*before, record(20)]
 
 
+def test_what_changes_behind_a_full_disk_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on although an append failed does not write into what another program has changed meanwhile."""
+    file, _ = open_results(path)
+    with file:
+        file.append([record(0)])
+        with monkeypatch.context() as patch:
+            fill_disk(patch, 1)
+            with pytest.raises(SetupError, match="cannot append"):
+                file.append([record(1)])
+        changed = path.read_bytes().replace(b"Who?", b"Why?")
+        path.write_bytes(changed)
+        with pytest.raises(SetupError, match=r"was changed by another program.* 1 records"):
+            file.append([record(2)])
+        assert path.read_bytes() == changed
+
+
 def test_twenty_thousand_records_are_opened_and_continued(path: Path) -> None:
     """The file of a whole study is read, and the next record lands behind the last."""
     many = [record(number) for number in range(20_000)]
@@ -272,3 +334,11 @@ def test_twenty_thousand_records_are_opened_and_continued(path: Path) -> None:
 def test_the_name_says_method_model_and_suffix(model_id: str, name: str) -> None:
     """The file is found by its name, and a model id never leads out of the folder."""
     assert results_path(Path("results"), "uni_quant", model_id, "dreams_it") == Path("results") / name
+
+
+def test_a_name_that_no_file_can_have_is_the_users_to_mend() -> None:
+    """255 bytes are as many as a file system takes, and another name goes before it when a file is set aside."""
+    room = LONGEST_NAME - len("outputs_ablation_model_.json")
+    assert len(results_path(Path("results"), "ablation", "some/model", "é" * (room // 2)).name.encode()) <= LONGEST_NAME
+    with pytest.raises(SpecError, match=f"name_suffix: .* a name has {LONGEST_NAME} bytes at most"):
+        results_path(Path("results"), "ablation", "some/model", "é" * (room // 2 + 1))

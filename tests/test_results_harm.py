@@ -16,6 +16,7 @@ import pytest
 from records import open_results, parse, read_records, record
 
 from runner.errors import SetupError
+from runner.results_check import check
 from runner.results_checksum import sealed
 from runner.results_sidecar import read_sidecar, sidecar_path
 
@@ -78,6 +79,31 @@ def test_a_file_replaced_behind_the_last_append_is_not_lost(path: Path, happened
     assert parse(kept(path, "rescued")) == [record(0)]
 
 
+def test_records_that_cannot_be_kept_either_are_told(path: Path) -> None:
+    """Where the folder was is a file now: nothing can be written beside the results, and the sentence says that too."""
+    file, _ = open_results(path)
+    with file:
+        file.append([record(0)])
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.write_text("mine")
+        with pytest.raises(SetupError, match=r"was removed .*\. Nor can its records be kept beside it: "):
+            file.append([record(1)])
+    assert path.parent.read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux to count open files")
+def test_a_refused_file_is_closed(path: Path) -> None:
+    """Whoever tries again and again does not run out of open files."""
+    file, _ = open_results(path)
+    with file:
+        before = len([*Path("/proc/self/fd").iterdir()])
+        for _ in range(3):
+            with pytest.raises(SetupError, match="in use"):
+                open_results(path)
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
 def test_a_folder_removed_during_a_run_is_made_again(path: Path) -> None:
     """The results folder goes away with everything in it: what the run has is there again."""
     file, _ = open_results(path)
@@ -136,6 +162,29 @@ def test_an_interrupt_in_the_first_append_deletes_nothing(
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_in_a_replacement_is_an_interrupt(path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:  # noqa: FBT001
+    """Ctrl-C right before or behind the rename: the old file or the new one is there, and nothing half made."""
+    write(path, range(2))
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> None:
+        if late:
+            rename(self, target)
+        raise KeyboardInterrupt
+
+    file, _ = open_results(path, force=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            file.append([record(7)])
+    assert parse(kept(path, "replaced")) == [record(0), record(1)]
+    assert {other.name.partition("_")[0] for other in path.parent.iterdir()} == {"outputs.json", "replaced"}
+    with file:
+        pass
+    assert parse(path) == ([] if late else [record(0), record(1)])
+
+
 @pytest.mark.parametrize("behind", [b"notes of mine\n", b"# 1\n# 2\n", b'{"timestamp": "my own"}\n', b"[\n]\n"])
 def test_what_stands_behind_the_bracket_is_kept(path: Path, caplog: pytest.LogCaptureFixture, behind: bytes) -> None:
     """What somebody wrote behind our bracket is said and kept, and the run goes on."""
@@ -186,6 +235,53 @@ def test_a_power_cut_with_pages_out_of_order_loses_no_whole_record(
             other.unlink()
 
 
+@pytest.mark.parametrize("behind", [0, 1])
+def test_the_old_end_of_a_file_at_the_end_of_a_page_costs_nothing(path: Path, behind: int) -> None:
+    """Of an append the page with the old bracket was not written, and the next one was: no zeros are between them."""
+    write(path, range(1))
+    before = path.read_bytes()
+    batch = [record(number, output="é" * 20) for number in range(10, 12)]
+    file, _ = open_results(path)
+    with file:
+        file.append(batch)
+    page = len(before) + behind
+    content = before.ljust(page, b"\0") + path.read_bytes()[page:]
+    path.write_bytes(content)
+    assert read_records(path) == [record(0), batch[1]]
+    write(path, range(20, 21))
+    assert parse(path) == [record(0), batch[1], record(20)]
+    assert kept(path, "damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("byte", b'X!}"0\x01\xff')
+def test_what_stands_behind_a_record_on_its_line_is_damage(path: Path, byte: int) -> None:
+    """No append leaves another byte there than a comma, a bracket or a zero, behind the last record neither."""
+    write(path, range(2))
+    sound = path.read_bytes()
+    for line, end in ((2, b"},\n"), (3, b"}\n]\n")):
+        content = sound.replace(end, end[: end.index(b"\n")] + bytes([byte]) + end[end.index(b"\n") :])
+        path.write_bytes(content)
+        with pytest.raises(SetupError, match=f"line {line} is damaged"):
+            open_results(path)
+        assert path.read_bytes() == content
+
+
+def test_a_file_system_without_hard_links_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAT and some network file systems: what is set aside is renamed, and is no less there."""
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    write(path, range(2))
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "link", refuse)
+    file, _ = open_results(path, force=True)
+    with file:
+        file.append([record(7)])
+    assert parse(path) == [record(7)]
+    assert kept(path, "replaced").read_bytes() == before
+
+
 REFUSALS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
 
 
@@ -212,6 +308,24 @@ def test_a_disk_that_fails_is_no_file_system_that_cannot_sync(path: Path, monkey
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(SetupError, match="cannot append: Input/output error"):
             file.append([record(0)])
+
+
+def test_a_file_that_its_server_has_no_more_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale handle of a network file system: the new records are kept beside the file."""
+    file, _ = open_results(path)
+    fstat = os.fstat
+
+    def stale(_descriptor: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with file:
+        file.append([record(0)])
+        monkeypatch.setattr(os, "fstat", stale)
+        with pytest.raises(SetupError, match=r"was replaced by another program during this run.* The 1 records"):
+            file.append([record(1)])
+        monkeypatch.setattr(os, "fstat", fstat)
+    assert parse(path) == [record(0)]
+    assert parse(kept(path, "rescued")) == [record(1)]
 
 
 def without_flock(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSYS) -> None:
@@ -253,17 +367,110 @@ def test_a_lock_of_a_run_that_is_gone_is_taken_over(path: Path, monkeypatch: pyt
         path.unlink()
 
 
-@pytest.mark.parametrize("owner", ["elsewhere 7 99", "", "?", "\ud800 1".encode(errors="surrogatepass").hex()])
-def test_a_lock_of_another_host_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch, owner: str) -> None:
+def test_a_lock_that_another_run_took_over_meanwhile_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runs that find the lock of one that is gone, the slower takes the quicker one's, and puts it back."""
+    without_flock(monkeypatch)
+    path.parent.mkdir()
+    lock, rename = path.parent / "outputs.json.lock", Path.rename
+    lock.write_text(f"{socket.gethostname()} {os.getpid()} 1")
+    other = f"{socket.gethostname()} {os.getppid()}"
+
+    def later(self: Path, target: Path) -> Path:
+        if self == lock:
+            lock.write_text(other)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", later)
+        with pytest.raises(SetupError, match="in use by another run"):
+            open_results(path)
+    assert lock.read_text() == other
+    assert list(path.parent.iterdir()) == [lock]
+
+
+def test_a_lock_that_goes_away_meanwhile_keeps_nobody_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quicker of two has taken away the lock of a run that is gone, and is itself done."""
+    without_flock(monkeypatch)
+    path.parent.mkdir()
+    lock, rename = path.parent / "outputs.json.lock", Path.rename
+    lock.write_text(f"{socket.gethostname()} {os.getpid()} 1")
+
+    def later(self: Path, target: Path) -> Path:
+        if self == lock:
+            lock.unlink()
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", later)
+        write(path, range(1))
+    assert parse(path) == [record(0)]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_of_two_that_make_a_lock_one_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither finds a lock, and the other is quicker."""
+    without_flock(monkeypatch)
+    lock, opened = path.parent / "outputs.json.lock", os.open
+
+    def later(name: Path, flags: int, mode: int = 0o777) -> int:
+        if name == lock:
+            lock.write_text("elsewhere 7 99")
+        return opened(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", later)
+    with pytest.raises(SetupError, match="in use by another run"):
+        open_results(path)
+    assert lock.read_text() == "elsewhere 7 99"
+    assert list(path.parent.iterdir()) == [lock]
+
+
+def test_a_lock_of_another_user_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may send that process a signal, and it is there all the same; another process of its number is not it."""
+    without_flock(monkeypatch)
+    file, _ = open_results(path)
+    with file:
+        lock = path.parent / "outputs.json.lock"
+        owner = lock.read_text()
+
+        def refuse(_process: int, _signal: int) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "kill", refuse)
+        with pytest.raises(SetupError, match=f"in use by another run: process {os.getpid()} on"):
+            open_results(path)
+        assert lock.read_text() == owner
+    path.parent.mkdir(exist_ok=True)
+    lock.write_text(" ".join([*owner.split()[:2], "1"]))
+    write(path, range(1))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_replaced_before_it_was_locked_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run sets the file aside between opening and locking: the lock would be on a file without a name."""
+    write(path, range(2))
+    flock = fcntl.flock
+
+    def later(descriptor: int, operation: int) -> None:
+        replace(path)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", later)
+    with pytest.raises(SetupError, match="in use by another run"):
+        open_results(path)
+    assert path.read_bytes() == b"[\n]\n"
+
+
+@pytest.mark.parametrize("owner", [b"elsewhere 7 99", b"", b"?", "\ud800 1".encode(errors="surrogatepass")])
+def test_a_lock_of_another_host_is_respected(path: Path, monkeypatch: pytest.MonkeyPatch, owner: bytes) -> None:
     """Whether a process of another host is alive nobody knows here: the sentence says which file to delete."""
     without_flock(monkeypatch)
     path.parent.mkdir()
     lock = path.parent / "outputs.json.lock"
-    lock.write_text(owner)
+    lock.write_bytes(owner)
     with pytest.raises(SetupError, match=f"in use by another run: .*delete {lock}"):
         open_results(path)
     assert list(path.parent.iterdir()) == [lock], "no empty file is left"
-    assert lock.read_text() == owner
+    assert lock.read_bytes() == owner
 
 
 def test_a_file_that_cannot_be_locked_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +516,13 @@ def test_what_is_no_file_is_a_sentence(path: Path, kind: str) -> None:
     for attempt in (open_results, read_records):
         with pytest.raises(SetupError, match=f"{path}: (is no file|cannot be opened)"):
             attempt(path)
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence() -> None:
+    """The disk or the server gives an error in the middle of it; here a file of Linux that nobody can read at 0."""
+    for attempt in (read_records, lambda path: check(path, print)):
+        with pytest.raises(SetupError, match="/proc/self/mem: cannot be read: Input/output error"):
+            attempt(Path("/proc/self/mem"))
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])

@@ -16,7 +16,16 @@ from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from runner import model_memory, philox, target_groups
-from runner.decode_sampling import Sampling, _first_word, gumbel, next_tokens, row_streams, set_all_seeds
+from runner.decode_sampling import (
+    BLOCK,
+    Sampling,
+    _first_word,
+    blockwise_topk,
+    gumbel,
+    next_tokens,
+    row_streams,
+    set_all_seeds,
+)
 from runner.errors import SetupError
 from runner.model_likelihood import perplexity
 from runner.model_load import Source, load_model
@@ -132,6 +141,23 @@ def test_excluded_tokens_are_never_chosen(sampling: Sampling) -> None:
     kept = [set(row.isfinite().nonzero().flatten().tolist()) for row in warped(flat, sampling)]
     for row, expected in enumerate(kept):
         assert set(draw(flat[row].expand(1500, -1), list(range(1500)), 1, sampling).tolist()) == expected, row
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("behind", [0, 1, BLOCK - 1])
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_the_largest_logits_of_blocks_are_the_largest(count: int, behind: int, known: bool) -> None:  # noqa: FBT001
+    """A selection among few blocks finds what one among all logits finds, wherever the largest are."""
+    vocabulary = 130 * BLOCK + behind
+    logits = random_logits(4, vocabulary)
+    logits[1, -3:] = 99  # behind the last whole block, if there is anything
+    logits[2, 5 * BLOCK : 6 * BLOCK] += 50  # all in one block
+    logits[3, ::BLOCK] += 50  # one in each block
+    maxima = logits[:, : 130 * BLOCK].reshape(4, 130, BLOCK).amax(dim=-1) if known else None
+    found, token_ids = blockwise_topk(logits, count, maxima)
+    assert torch.equal(found, logits.topk(count, dim=-1).values)
+    assert torch.equal(found, logits.gather(-1, token_ids))
+    assert all(len(set(row)) == count for row in token_ids.tolist())
 
 
 def test_greedy_takes_the_largest_logit() -> None:

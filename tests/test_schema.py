@@ -3,6 +3,10 @@
 import datetime as dt
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
 from test_spec import ALL_WRONG, SPECS, VALID, WRONG
 
-from runner.spec import Spec, dump_toml, find_shipped, to_tables
+from runner import spec_schema
+from runner.errors import SpecError
+from runner.spec import Spec, dump_toml, find_shipped, load_spec, to_tables
 from runner.spec_schema import FILE_NAME, make_schema, schema_text, write_schema
 from runner.spec_toml import apply, read_merged
 
@@ -51,6 +57,16 @@ def test_the_file_that_ships_is_fresh(tmp_path: Path) -> None:
     assert shipped.read_text(encoding="utf-8") == schema_text(), "run `nox -s schema`"
 
 
+def test_the_module_writes_the_file_anew(tmp_path: Path) -> None:
+    """`nox -s schema` runs it as a program, which writes beside the package that it belongs to."""
+    package = Path(spec_schema.__file__).parent
+    shutil.copytree(package, tmp_path / "runner", ignore=lambda _, names: [n for n in names if not n.endswith(".py")])
+    (tmp_path / "specs").mkdir()
+    command, env = [sys.executable, "-m", "runner.spec_schema"], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+    assert (tmp_path / "specs" / FILE_NAME).read_text(encoding="utf-8") == schema_text()
+
+
 @pytest.mark.parametrize("path", SPEC_FILES, ids=lambda path: path.stem)
 def test_specs_that_ship_are_accepted(path: Path) -> None:
     """By itself, as an editor sees it, and merged with what it extends; its first line leads to the schema."""
@@ -86,54 +102,66 @@ def test_wrong_values_and_unknown_keys_are_found_where_the_reader_finds_them() -
         assert any(repr(key) in message and "Additional" in message for message in found[table])
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "colour=2",
-        "extends=3",
-        "generation.max_batch_size='all'",
-        "generation.max_batch_size=0",
-        "generation.temperature=0",
-        "generation.temperature=inf",
-        "generation.temperature=nan",
-        "generation.temperature=true",
-        "generation.top_k=-1",
-        "generation.top_p=0",
-        "generation.top_p=1.01",
-        "groups={'a b' = {include = ['*']}}",
-        "groups={mine = {include = []}}",
-        "groups={mine = {include = ['']}}",
-        "groups={mine = {include = [3]}}",
-        "model.id=''",
-        "model.load_4bit=0",
-        "name=3",
-        "name='...'",
-        "perplexity.compute='false'",
-        "provenance=3",
-        "run.date=3",
-        "run.n_rep=0",
-        "run.n_rep=1.9",
-        "run.n_reps=2",
-        "run.seed=-1",
-        "run.seed=4611686018427387905",
-        "run.seed=true",
-        "run=3",
-        "sweeps.0.layers='1-2,'",
-        "sweeps.0.levels='0.5'",
-        "sweeps.0.levels=[]",
-        "sweeps.0.levels=[inf]",
-        "sweeps.0.steps=0",
-        "sweeps.0.steps=10001",
-        "sweeps.0.tied='none'",
-        "sweeps=[]",
-    ],
-)
+WRONG_VALUES = [
+    "colour=2",
+    "extends=3",
+    "generation.max_batch_size='all'",
+    "generation.max_batch_size=0",
+    "generation.temperature=0",
+    "generation.temperature=inf",
+    "generation.temperature=nan",
+    "generation.temperature=true",
+    "generation.top_k=-1",
+    "generation.top_p=0",
+    "generation.top_p=1.01",
+    "groups={'a b' = {include = ['*']}}",
+    "groups={mine = {include = []}}",
+    "groups={mine = {include = ['']}}",
+    "groups={mine = {include = [3]}}",
+    "model.id=''",
+    "model.load_4bit=0",
+    "name=3",
+    "name='...'",
+    "perplexity.compute='false'",
+    "provenance=3",
+    "run.date=3",
+    "run.n_rep=0",
+    "run.n_rep=1.9",
+    "run.n_reps=2",
+    "run.seed=-1",
+    "run.seed=4611686018427387905",
+    "run.seed=true",
+    "run=3",
+    "sweeps.0.layers='1-2,'",
+    "sweeps.0.levels='0.5'",
+    "sweeps.0.levels=[]",
+    "sweeps.0.levels=[inf]",
+    "sweeps.0.steps=0",
+    "sweeps.0.steps=10001",
+    "sweeps.0.tied='none'",
+    "sweeps=[]",
+]
+
+
+@pytest.mark.parametrize("override", WRONG_VALUES)
 def test_a_wrong_value_is_refused(override: str) -> None:
     """One complaint, at the place that was changed or at its table."""
     tables = tomllib.loads(VALID)
     assert complaints(tables) == {}
     apply(override, tables)
     assert len(complaints(tables)) == 1
+
+
+@pytest.mark.parametrize("override", [text for text in WRONG_VALUES if text != "provenance=3"])
+def test_the_reader_refuses_what_the_schema_refuses(tmp_path: Path, override: str) -> None:
+    """The rules of both are made of the same words, and neither forgets one."""
+    path = tmp_path / "spec.toml"
+    path.write_text(VALID)
+    place = override.partition("=")[0].replace("sweeps.0", "sweeps[0]")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path, [override])
+    (said,) = str(caught.value).splitlines()[1:]
+    assert said.strip().startswith((place, place.rpartition(".")[0] + ":"))
 
 
 @pytest.mark.slow

@@ -85,11 +85,15 @@ name = 3
 prompts = "gone"
 model = {id = "some/model"}
 image = {enabled = true, path = "gone.png"}
-groups = {v_proj = {include = ["*"]}, both = {include = ["*"], layers = "0", tower = "all"}, mine = {include = [3]}}
+groups.v_proj = {include = ["*"]}
+groups.both = {include = ["*"], layers = "0", tower = "all"}
+groups.mine = {include = [3]}
+groups.wide = {include = ["*"], tower = "all"}
 sweeps = [
     {name = "same", method = "mult_gauss", group = "attn_onyl", levels = [0.0], layers = "x"},
     {name = "same", method = "ablation", group = "mlp_only", tied = "input", levels = [2], start = 0, nmae = 3},
     {name = "third", method = "ablation", group = "reference_attn", layers = "0", levels = [0.5]},
+    {name = "fourth", method = "ablation", group = "wide", layers = "0", levels = [0.5]},
 ]
 """
 HALF_WRONG_TOLD = """
@@ -105,6 +109,7 @@ sweeps[1]: levels and start exclude each other: give one or the other
 sweeps[1]: tied = 'input' has a meaning for the groups embed_only and lm_head only
 sweeps[1]: level 2 is not allowed: the level of ablation is a probability: from 0 to 1
 sweeps[2].layers: reference_attn has layers of text and of vision: define a group of one
+sweeps[3].layers: wide has layers of text and of vision: define a group of one
 """
 
 
@@ -139,6 +144,9 @@ def test_contradictions_are_told_with_everything_else(tmp_path: Path) -> None:
         ("name=3", "name: 3 is not a string"),
         ("generation.temperature=true", "generation.temperature: True is not a number"),
         ("generation.temperature=nan", "generation.temperature: nan is not allowed: must be more than 0"),
+        ("generation.temperature=0", "generation.temperature: 0 is not allowed: must be more than 0"),
+        ("generation.top_p=0.0", "generation.top_p: 0.0 is not allowed: must be more than 0 and at most 1"),
+        ("run.date='2025-01-31'", "run.date: '2025-01-31' is not a date without quotes, such as 2025-01-31\n"),
         ("generation.top_p=1.01", "generation.top_p: 1.01 is not allowed: must be more than 0 and at most 1"),
         ("sweeps.0.levels='0.5'", "sweeps[0].levels: '0.5' is not a list"),
         ("sweeps.0.levels=[inf]", "sweeps[0]: level inf is not allowed: the level of mult_gauss is"),
@@ -146,6 +154,10 @@ def test_contradictions_are_told_with_everything_else(tmp_path: Path) -> None:
         ("sweeps=[]", "sweeps: [] is not allowed"),
         ("model.id=''", "model.id: '' is not allowed"),
         ("run=3", "run: 3 is not a table"),
+        (
+            "sweeps=[{name = 's', method = 'ablation', group = 'norms', start = 0}]",
+            "sweeps[0]: give levels = [...], or",
+        ),
         (f"sweeps=[{SWEEP}, {SWEEP}]", "sweeps: the name gauss stands twice"),
         ("run.n_reps=2", "run.n_reps: unknown key; did you mean n_rep?"),
         ("colour=2", "colour: unknown key; known: generation, groups, image, model, name"),
@@ -153,7 +165,7 @@ def test_contradictions_are_told_with_everything_else(tmp_path: Path) -> None:
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, override: str, complaint: str) -> None:
     """Nothing is coerced: a value that only resembles the right one is refused, and so is one out of range."""
-    assert complaint in error_of(write(tmp_path, VALID), override)
+    assert complaint in error_of(write(tmp_path, VALID), override) + "\n"
 
 
 def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
@@ -191,6 +203,7 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path, first: str, second: str)
         ('extends = "a\\u0000b"', "cannot be read as TOML"),
         (f'extends = "{"a" * 400}"', "cannot be read as TOML"),
         ("a = " + "[" * 3000, "spec.toml: cannot be read as TOML: it is nested too deeply"),
+        (f"{VALID}[generation.top_k{'.a' * 3000}]", "spec.toml:\n  generation.top_k: is nested too deeply"),
     ],
 )
 def test_an_unreadable_spec_is_the_users_to_mend(tmp_path: Path, text: str, complaint: str) -> None:
@@ -240,6 +253,14 @@ def test_levels_are_the_numbers_that_a_person_writes() -> None:
     assert levels("ablation", levels=(0.5, 0.1, 0.5)) == (0.1, 0.5), "each once"
     assert levels("uni_quant", start=1024.0, stop=4.0, steps=9) == (1024, 512, 256, 128, 64, 32, 16, 8, 4)
     assert str(levels("mult_gauss", levels=(-0.0,))) == "(0.0,)", "-0.0 is the undamaged model too"
+
+
+def test_one_step_reaches_one_level(tmp_path: Path) -> None:
+    """A series of one step is its start, and one that should end elsewhere is a mistake."""
+    assert levels("mult_gauss", start=0.5, stop=0.5, steps=1) == (0.5,)
+    sweep = SWEEP.replace("levels = [0.0, 0.5]", "start = 0.25, stop = 0.5, steps = 1")
+    said = error_of(write(tmp_path, VALID.replace(SWEEP, sweep))).splitlines()
+    assert said[1:] == ["  sweeps[0]: steps = 1 reaches start = 0.25 only, not stop = 0.5"]
 
 
 @settings(deadline=None)

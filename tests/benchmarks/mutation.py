@@ -1,19 +1,18 @@
 """Do the tests notice wrong code? A random sample of small changes to the results file, the plan and the spec.
 
 `PYTHONPATH=. python3 -m tests.benchmarks.mutation OUT.jsonl` makes one change at a time in a copy of the project, runs
-the tests of the changed module until one fails, and writes a line for each change; run again, it goes on. `--slow`
-tries what survived again with slower tests, `--list` lists it. Not changed: docstrings, annotations, decorators, and
-the text of messages (f-strings and what is raised).
+the tests that reach the changed statement until one fails, the quickest first, and writes a line for each change; run
+again, it goes on. `--slow` tries what survived again, with every test of `FIRST` and the slower ones of `THEN`;
+`--module NAME` tries all changes of one module; `--list` lists what survived. Not changed: docstrings, annotations,
+decorators, and the text of messages (f-strings and what is raised).
 
-A process that has imported torch is forked for each change.
+Which tests reach which line is found out by running them once on the intact code under `coverage`. A statement that an
+import reaches is tried with all of them. A process that has imported torch is forked for each change.
 """
 
 import argparse
-import ast
-import copy
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -25,23 +24,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-PATTERNS = ("results_*.py", "run_plan.py", "spec*.py")
+import coverage
+import hypothesis
+import pytest
+
+from tests.benchmarks.changes import ROOT, sample
+
 FIRST = {
     "results": ("provenance", "plan", "results_harm", "results", "check"),
-    "run": ("plan", "provenance"),
-    "spec": ("spec", "schema", "selection", "prompt", "provenance", "plan", "tokens", "units"),
+    "run": ("plan", "provenance", "results_harm", "check"),
+    "spec": ("spec", "schema", "selection", "prompt", "provenance", "plan", "tokens", "units", "groups", "docs"),
 }
 THEN = {
     "results": ("check", "state_machine", "identity", "report", "boundary", "errors", "logs", "command"),
     "run": ("state_machine", "identity", "command", "boundary"),
     "spec": ("boundary", "identity", "state_machine", "docs", "errors", "command", "groups"),
 }
-TAKE_LONG = ("test_every_flipped_bit_of_twenty_records_is_noticed", "test_every_flipped_bit_of_a_sidecar_is_noticed")
-MOST_SECONDS = 300  # of the processor, so that a busy machine kills no change
-MOST_WAITING = 3600
+MOST_SECONDS = 20  # of the processor, so that a busy machine kills no change; beside three times what the tests take
+MOST_WAITING = 600  # of time, for what waits without end
 PRELOADED = ("torch", "transformers.models.gemma3.modeling_gemma3", "transformers.models.llama.modeling_llama")
 PRELOADED += (
+    "pytest",
     "hypothesis.stateful",
     "hypothesis.strategies",
     "jsonschema",
@@ -50,133 +53,76 @@ PRELOADED += (
     "PIL.Image",
     "rich.console",
 )
-COMPARED = {ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
-COMPARED |= {ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
-CALCULATED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
-CALCULATED |= {ast.Mod: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.Pow: ast.Mult}
-NOT_CHANGED = {"annotation", "returns", "decorator_list"}
 
 
-def changes_of(node: ast.AST) -> Iterator[ast.AST]:  # noqa: C901, PLR0912 - a case for each kind of change
-    """What the node becomes, one change each."""
-    match node:
-        case ast.Compare(ops=[operator]):
-            yield ast.Compare(node.left, [COMPARED[type(operator)]()], node.comparators)
-        case ast.BoolOp(op=ast.And()):
-            yield ast.BoolOp(ast.Or(), node.values)
-        case ast.BoolOp():
-            yield ast.BoolOp(ast.And(), node.values)
-        case ast.UnaryOp(op=ast.Not()):
-            yield node.operand
-        case ast.BinOp() if type(node.op) in CALCULATED:
-            yield ast.BinOp(node.left, CALCULATED[type(node.op)](), node.right)
-        case ast.Constant(value=bool()):
-            yield ast.Constant(not node.value)
-        case ast.Constant(value=int() | float()):
-            yield ast.Constant(node.value + 1)
-        case ast.Constant(value=str()):
-            yield ast.Constant(node.value + "X")
-        case ast.Constant(value=bytes()):
-            yield ast.Constant(node.value + b"X")
-        case ast.If() | ast.While():
-            changed = copy.copy(node)
-            changed.test = ast.UnaryOp(ast.Not(), node.test)
-            yield changed
-        case ast.IfExp():
-            yield ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
-        case ast.comprehension(ifs=[condition]):
-            yield ast.comprehension(node.target, node.iter, [ast.UnaryOp(ast.Not(), condition)], node.is_async)
-        case ast.Return(value=value) if value is not None and not is_none(value):
-            yield ast.Return(ast.Constant(None))
-        case ast.Expr(value=ast.Call() | ast.Yield() | ast.YieldFrom()):
-            yield ast.Pass()
-        case ast.AugAssign() | ast.Raise() | ast.Continue() | ast.Break() | ast.Delete():
-            yield ast.Pass()
+class Reach:
+    """A pytest plugin: how long each test takes, and which lines of `runner` it reaches in this process."""
+
+    def __init__(self) -> None:
+        self.coverage = coverage.Coverage(data_file=None, config_file=False, source_pkgs=["runner"])
+        self.seconds: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Time a test, and note its lines under its name."""
+        self.coverage.switch_context(item.nodeid)
+        begin = time.process_time()
+        result = yield
+        self.seconds[item.nodeid] = time.process_time() - begin
+        self.coverage.switch_context("")
+        return result
+
+    def found(self) -> dict[str, Any]:
+        """Seconds by test; then tests by line by module, "" being an import."""
+        data = self.coverage.get_data()
+        lines = {Path(file).name: data.contexts_by_lineno(file) for file in data.measured_files()}
+        return {"seconds": self.seconds, "lines": lines}
 
 
-def is_none(node: ast.AST) -> bool:
-    """Whether the expression is `None`."""
-    return isinstance(node, ast.Constant) and node.value is None
+class Chosen:
+    """A pytest plugin: run only these tests, in this order."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.order = {name: number for number, name in enumerate(names)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave out the others."""
+        items[:] = sorted((item for item in items if item.nodeid in self.order), key=lambda i: self.order[i.nodeid])
 
 
-def places(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
-    """Where a node may be changed: its parent, the field, and the position in it if that is a list."""
-    for field, value in ast.iter_fields(node):
-        if field in NOT_CHANGED:
-            continue
-        for position, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            documentation = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-            if not isinstance(child, ast.AST) or documentation or isinstance(child, ast.JoinedStr):
-                continue
-            yield node, field, position
-            if not isinstance(child, ast.Raise):
-                yield from places(child)
+def tests_of(mutant: dict[str, Any], reach: dict[str, Any]) -> list[str]:
+    """The tests that reach the changed statement, the quickest first."""
+    lines, (first, last) = reach["lines"].get(mutant["module"], {}), mutant["lines"]
+    reaching = {name for line in range(first, last + 1) for name in lines.get(str(line), ())}
+    names = reach["seconds"] if "" in reaching else reaching
+    return sorted(names, key=lambda name: reach["seconds"][name])
 
 
-def mutants_of(source: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line, what stood there, what stands there now, and the changed module."""
-    tree = ast.parse(source)
-    for parent, field, position in list(places(tree)):
-        value = getattr(parent, field)
-        node = value if position is None else value[position]
-        for change in changes_of(node):
-            ast.copy_location(change, node)
-            put(parent, field, position, change)
-            text = ast.unparse(ast.fix_missing_locations(tree))
-            shown = [ast.unparse(each).split("\n")[0] for each in (node, change)]
-            put(parent, field, position, node)
-            yield getattr(node, "lineno", getattr(parent, "lineno", 0)), *shown, text
-
-
-def put(parent: ast.AST, field: str, position: int | None, node: ast.AST) -> None:
-    """Set a field of a node, or one item of it."""
-    if position is None:
-        setattr(parent, field, node)
-    else:
-        getattr(parent, field)[position] = node
-
-
-def sample(size: int, seed: int) -> tuple[int, list[dict[str, Any]]]:
-    """How many changes there are, and some of them."""
-    names = [path.name for pattern in PATTERNS for path in sorted((ROOT / "runner").glob(pattern))]
-    found = [
-        {"module": name, "line": line, "before": before, "after": after, "text": text}
-        for name in names
-        for line, before, after, text in mutants_of((ROOT / "runner" / name).read_text())
-    ]
-    random.Random(seed).shuffle(found)  # so that the first of a sample are a sample
-    return len(found), found[:size]
-
-
-def start_tests(tree: Path, names: tuple[str, ...]) -> int:
+def start_tests(tree: Path, names: tuple[str, ...], plugin: Any, seconds: float, *more: str) -> int:
     """A fork that runs these tests of a tree until one fails; its pid."""
     if pid := os.fork():
         return pid
     os.setpgid(0, 0)
-    resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
     sys.path[:] = [str(tree), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
     log = os.open(tree.with_suffix(".log"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    import hypothesis
-    import pytest
-
-    hypothesis.settings.register_profile("same", database=None, derandomize=True, deadline=None)
+    # No search for a simpler example of what fails.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("same", database=None, derandomize=True, deadline=None, phases=phases)
     hypothesis.settings.load_profile("same")
-    options = [
-        "-x",
-        "-q",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-        "-p",
-        "no:cacheprovider",
-        "--basetemp",
-        str(tree.with_suffix(".tmp")),
-    ]
+    options = ["-x", "-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider", *more]
+    options += ["--basetemp", str(tree.with_suffix(".tmp"))]
     try:
-        code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)]))
+        if isinstance(plugin, Reach):
+            plugin.coverage.start()
+        code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)], [plugin] if plugin else []))
+        if isinstance(plugin, Reach):
+            plugin.coverage.stop()
+            tree.with_suffix(".json").write_text(json.dumps(plugin.found()))
     except BaseException:  # noqa: BLE001 - whatever ends the tests has noticed the change
         traceback.print_exc()
         code = 99
@@ -194,7 +140,8 @@ def ended(pid: int, tree: Path) -> tuple[str, str]:
             os.waitpid(pid, 0)
             return "timeout", ""
         time.sleep(0.05)
-    if (code := os.waitstatus_to_exitcode(waited[1])) == 0:
+    code = os.waitstatus_to_exitcode(waited[1])
+    if code in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:  # the latter where none reaches the change
         return "survived", ""
     if code in {-signal.SIGXCPU, -signal.SIGKILL}:
         return "timeout", ""
@@ -203,15 +150,51 @@ def ended(pid: int, tree: Path) -> tuple[str, str]:
     return "killed", said[0][:160] if said else f"exit code {code}"
 
 
-def tried(mutant: dict[str, Any], tree: Path, tests: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """The outcome of one change."""
-    path, kind = tree / "runner" / mutant["module"], mutant["module"].removesuffix(".py").split("_")[0]
-    intact, begin = path.read_text(), time.monotonic()
+def tried(mutant: dict[str, Any], tree: Path, reach: dict[str, Any] | None) -> dict[str, Any]:
+    """The outcome of one change; without `reach`, of every test of the module."""
+    path, kind = tree / "runner" / mutant["module"], kind_of(mutant)
+    intact, times, begin = path.read_text(), path.stat(), used()
     path.write_text(mutant["text"])
-    result = ended(start_tests(tree, tests[kind]), tree)
+    if reach is None:
+        pid = start_tests(tree, FIRST[kind] + THEN[kind], None, 60 * MOST_SECONDS, "-m", "not slow")
+    else:
+        names = tests_of(mutant, reach)
+        seconds = 3 * sum(reach["seconds"][name] for name in names) + MOST_SECONDS
+        pid = start_tests(tree, FIRST[kind], Chosen(names), seconds)
+    result = ended(pid, tree)
     path.write_text(intact)
-    shown = {name: value for name, value in mutant.items() if name != "text"}
-    return {**shown, "outcome": result[0], "by": result[1], "seconds": round(time.monotonic() - begin, 1)}
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # else its bytecode would be stale
+    shown = {name: value for name, value in mutant.items() if name not in {"text", "lines"}}
+    return {**shown, "outcome": result[0], "by": result[1], "seconds": round(used() - begin, 1)}
+
+
+def used() -> float:
+    """Seconds of the processor that ended processes of this one have taken."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def kind_of(mutant: dict[str, Any]) -> str:
+    """The prefix of the changed module."""
+    return str(mutant["module"]).removesuffix(".py").split("_", maxsplit=1)[0]
+
+
+def reach_of(kind: str, folder: Path, tree: Path) -> dict[str, Any]:
+    """Which tests reach which lines of the intact code; the tests must pass.
+
+    Raises:
+        RuntimeError: if one does not.
+    """
+    kept = folder / f"reach_{kind}.json"
+    if not kept.exists():
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        result = ended(start_tests(tree, FIRST[kind], Reach(), 60 * MOST_SECONDS, "-m", "not slow"), tree)
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        if result[0] != "survived":
+            raise RuntimeError(f"the intact code: {result}, see {tree.with_suffix('.log')}")
+        tree.with_suffix(".json").replace(kept)
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
 
 
 def tree_copy(folder: Path) -> Path:
@@ -240,6 +223,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=150)
     parser.add_argument("--seed", type=int, default=14)
+    parser.add_argument("--module", help="all changes of one module instead, such as run_plan.py")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/mutation"))  # noqa: S108
     parser.add_argument("--slow", action="store_true", help="try again what survived, with the slower tests")
@@ -250,21 +234,26 @@ def main() -> None:
     if options.list:
         print(f"{len(known)} changes, {len(survived)} survived", *survived, sep="\n")
         return
-    total, mutants = sample(options.size, options.seed)
-    print(f"{options.size} of {total} changes, seed {options.seed}", flush=True)
+    total, mutants = sample(options.size, options.seed, options.module)
+    print(f"{len(mutants)} of {total} changes, seed {options.seed}", flush=True)
     mutants = [each for each in mutants if known.get(identity(each)) == ("survived" if options.slow else None)]
     os.environ |= {"MKL_CBWR": "AUTO", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for name in PRELOADED:
         __import__(name)
-    for number in range(options.processes):
-        tree = tree_copy(options.folder / str(number))
+    tree = tree_copy(options.folder / "0")
+    kinds = () if options.slow else sorted({kind_of(mutant) for mutant in mutants})
+    reach = {kind: reach_of(kind, options.folder, tree) for kind in kinds}
+    trees = [tree, *(options.folder / str(number) for number in range(1, options.processes))]
+    for other in trees[1:]:
+        shutil.copytree(tree, other, symlinks=True, dirs_exist_ok=True)  # bytecode included
+    for number, tree in enumerate(trees):
         if not os.fork():
             for mutant in mutants[number :: options.processes]:
-                line = json.dumps(tried(mutant, tree, THEN if options.slow else FIRST))
+                line = json.dumps(tried(mutant, tree, reach.get(kind_of(mutant))))
                 with options.out.open("a") as file:
                     file.write(line + "\n")
             os._exit(0)
-    for _ in range(options.processes):
+    for _ in trees:
         os.wait()
 
 
