@@ -169,6 +169,7 @@ def test_interrupted_while_libraries_are_imported(study: Path, number: signal.Si
     assert "run the same command again" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_behind_the_end(study: Path, forks: ForkServer, number: signal.Signals) -> None:
     """A signal that comes when everything is done, and libraries tidy up, leaves no trace."""

@@ -234,6 +234,7 @@ def test_more_sweeps_and_repeats_are_joined(
     assert len(records_in(study / "results")) == 90
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_told_and_made(shards: list[Path], study: Path, degrade: Command, forks: ForkServer) -> None:
     """With the shards that it belongs to; a run on the merged file makes it, and no more."""
     own = [path for path in shards if ".shard-2-" not in path.name]

@@ -47,6 +47,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(order=st.permutations(PLANNED), between=st.integers(0, len(PLANNED)))
 def test_any_order_becomes_that_of_the_plan(
@@ -169,6 +170,7 @@ def dying(call: Callable[..., object], calls: "itertools.count[int]", number: in
     return die
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_file_is_the_old_or_the_new(path: Path) -> None:
     """At every call that changes what is on the disk: one order or the other, and the next run puts it right."""
     old = path.read_bytes()

@@ -92,6 +92,7 @@ def torn(path: Path, batch: Records) -> Iterator[tuple[bytes, int]]:
         yield after[:cut] + before[cut:], sum(end <= cut for end in ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_a_crash_at_any_byte_of_an_append_loses_no_whole_record(path: Path, before: int) -> None:
     """The write stops anywhere, the very first one included: what is whole stays, and the next run goes on."""

@@ -131,6 +131,7 @@ def test_files_of_shards_are_found_beside_that_of_the_study(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.slow
 def test_three_shards_are_the_whole_study(sharded: Path, results_of_a_run: Path) -> None:
     """Each record once, equal to that of a whole run; every shard has files, sidecars and logs of its own."""
     assert records_in(sharded / "results") == records_in(results_of_a_run)
@@ -143,6 +144,7 @@ def test_three_shards_are_the_whole_study(sharded: Path, results_of_a_run: Path)
     assert not [path for path in (sharded / "results").iterdir() if path.is_file() and "shard" not in path.name]
 
 
+@pytest.mark.slow
 def test_a_finished_shard_has_no_fault(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What other shards have is not missing; what this one has not is, and what it should not have is told."""
     files = sorted((sharded / "results").glob("outputs_*.json"))
@@ -151,6 +153,7 @@ def test_a_finished_shard_has_no_fault(sharded: Path, capsys: pytest.CaptureFixt
     assert said.count("no fault") == len(files)
 
 
+@pytest.mark.slow
 def test_check_knows_what_belongs_to_a_shard(sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A shard without its last condition, one under the name of another, and a sidecar that names none."""
     (file,) = (sharded / "results").glob("outputs_mult_gauss_*.shard-3-of-3.json")
@@ -173,6 +176,7 @@ def test_check_knows_what_belongs_to_a_shard(sharded: Path, tmp_path: Path, caps
         assert expected in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_shard_is_resumed_in_its_file(sharded: Path, forks: ForkServer, study: Path) -> None:
     """Nothing to do when it is finished; after a cut the same bytes again but for times."""
     results = study / "results"
@@ -188,6 +192,7 @@ def test_a_shard_is_resumed_in_its_file(sharded: Path, forks: ForkServer, study:
     assert records_in(results) == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_the_plan_of_a_shard(sharded: Path, forks: ForkServer, study: Path) -> None:
     """Its records add up to those of the study, and those that are there are finished."""
     counts = []
@@ -202,6 +207,7 @@ def test_a_dry_run_shows_the_plan_of_a_shard(sharded: Path, forks: ForkServer, s
     assert sum(counts) == 60
 
 
+@pytest.mark.slow
 def test_a_new_prompt_has_one_number_in_all_shards(sharded: Path, forks: ForkServer, study: Path) -> None:
     """A shard that begins when others have records takes their numbers, although a prompt was put before them."""
     results, prompts = study / "results", study / "prompts" / "questions.py"
@@ -218,6 +224,7 @@ def test_a_new_prompt_has_one_number_in_all_shards(sharded: Path, forks: ForkSer
     assert ("New?", 6) in numbers
 
 
+@pytest.mark.slow
 def test_a_shard_is_verified(sharded: Path, forks: ForkServer) -> None:
     """Its damaged models are made again, and no others."""
     (file,) = (sharded / "results").glob("outputs_mult_gauss_*.shard-3-of-3.json")
@@ -225,6 +232,7 @@ def test_a_shard_is_verified(sharded: Path, forks: ForkServer) -> None:
     assert f"{file.name}: 2 damaged models, 0 differ" in said
 
 
+@pytest.mark.slow
 def test_a_shard_is_begun_anew(sharded: Path, forks: ForkServer, study: Path) -> None:
     """`--force` sets its own files aside, and touches no other shard's."""
     results = study / "results"
@@ -236,6 +244,7 @@ def test_a_shard_is_begun_anew(sharded: Path, forks: ForkServer, study: Path) ->
     assert records_in(results) == records_in(sharded / "results")
 
 
+@pytest.mark.slow
 def test_a_report_takes_shards_as_one_run(sharded: Path) -> None:
     """Records of all shards are pooled, for their settings are equal."""
     from runner.report_files import read_files
