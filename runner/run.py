@@ -143,12 +143,12 @@ def run_experiment(study: Study, experiment: Experiment, worker: Workers, progre
                 stop_if_asked()
                 for done in writer.write(batches, shape):
                     left[done.condition].remove(done.prompt_index)
-            for failure in worker.failures:
-                for pending in failure.unit.pending:
-                    left.pop(pending.condition, None)
             rows = min(2 * shape.rows, most)  # if requests are left, there is room for more rows
         except DeviceMemoryError:
             rows = model_memory.rows_after_overflow(shape.rows)
+        for failure in worker.failures:  # also where memory ran out: they are not tried again
+            for pending in failure.unit.pending:
+                left.pop(pending.condition, None)
         shape = shape.with_rows(rows)
 
 
