@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from forkserver import ForkServer
 from helpers import Command, done, records_in, refused
+from ray.exceptions import RayError
 from records import parse
+
+from runner.run_ray import short_folder, why_gone
 
 MARK = "PYTEST_CURRENT_TEST"  # whose value is that of one test, and which all that it starts inherits
 LONGEST_SECONDS = 300
@@ -151,3 +154,25 @@ def test_a_spec_that_no_worker_can_do_ends_with_its_own_sentence(degrade: Comman
     """Once, as with one worker."""
     run = degrade("--processes", "2", "--set", 'sweeps.0.layers="7-9"')
     refused(run, 2, "layers")
+
+
+def test_a_host_on_which_no_worker_can_begin_says_why() -> None:
+    """Above all that degrade is missing there."""
+    told = (
+        "The actor died because of an error raised in its creation task, ray::Actor.__init__() (pid=1)\n"
+        "  File \"actor.py\", line 7, in __init__\nModuleNotFoundError: No module named 'runner'"
+    )
+    assert why_gone(RayError(told)) == "its process cannot begin: ModuleNotFoundError: No module named 'runner'"
+    assert why_gone(RayError("The actor died unexpectedly")) == "its process is gone (RayError)"
+
+
+def test_the_path_of_a_socket_is_short_wherever_temporary_files_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A Slurm job's folder, or that of macOS, has a long name."""
+    place = tmp_path / ("a" * 60)
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    folder = Path(short_folder())
+    folder.rmdir()
+    assert folder.parent == Path("/tmp")  # noqa: S108
