@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def records_of(study: Path) -> int:
     return 0  # in the middle of an append
 
 
+def are_in_order(study: Path) -> bool:
+    """Whether every file is in the order of the plan."""
+    files = [parse(path) for path in (study / "results").glob("outputs_*.json")]
+    key = itemgetter("param_group_name", "level_index", "repeat_index", "prompt_id")
+    return all(records == sorted(records, key=key) for records in files)
+
+
 @pytest.mark.slow
 def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path
@@ -85,9 +93,7 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     _, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 0, said
     assert records_in(study / "results") == records_in(results_of_a_run)
-    for path in (study / "results").glob("outputs_*.json"):
-        places = [(r["param_group_name"], r["level_index"], r["repeat_index"], r["prompt_id"]) for r in parse(path)]
-        assert places == sorted(places)
+    assert are_in_order(study)
     assert "its process is gone" in said
     assert said.count("float32 holds 62 distinct values of 64") == 1
     assert "worker 0: " in said
@@ -97,15 +103,16 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
 def test_a_driver_that_is_killed_takes_its_workers_along_and_a_rerun_goes_on(
     running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path, degrade: Command
 ) -> None:
-    """Nothing is lost or doubled; how many workers there are has no influence."""
+    """Nothing is lost or doubled, and all is put in order; how many workers there are has no influence."""
     process = running()
     wait_for(lambda: records_of(study))
     process.kill()
     wait_for(lambda: not started())
     there = records_of(study)
     assert 0 < there < len(records_in(results_of_a_run))
-    done(degrade("--processes", "2"))
+    done(degrade("--processes", "1"))
     assert records_in(study / "results") == records_in(results_of_a_run)
+    assert are_in_order(study)
 
 
 @pytest.mark.slow
