@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     workers = parser.add_argument_group("workers, each with a model of its own (one for every GPU that is visible)")
     workers.add_argument("--gpus", type=_count, metavar="N", help="use N GPUs; 1 needs no other process")
     workers.add_argument("--processes", type=_count, metavar="N", help="with --device cpu: N workers")
-    workers.add_argument("--gpus-per-model", type=_count, metavar="N", help="spread every model over N GPUs")
+    workers.add_argument(
+        "--gpus-per-model", type=_count, metavar="N", help="N GPUs for every worker, for a model that needs them"
+    )
     workers.add_argument("--ray-address", metavar="ADDRESS", help="the GPUs of a Ray cluster: auto, or HOST:PORT")
     parser.add_argument("--dry-run", action="store_true", help="print plan, tensors, memory and time; load no weights")
     parser.add_argument("--force", action="store_true",

@@ -66,6 +66,7 @@ def run(
         experiments = list(open_experiments(spec, inputs, results, files, force=force, shard=shard))
         if not any(experiment.pending for experiment in experiments):
             check_finished(experiments, spec, inputs)
+            order_finished(experiments, spec)
             part = f", shard {shard}" if shard else ""
             logger.info("%s%s: nothing to do, every record is there", spec.name, part)
             return
@@ -73,6 +74,7 @@ def run(
             choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
+        order_finished(experiments, spec)
         experiments = [experiment for experiment in experiments if experiment.pending]
         units = sum(len(work_units(experiment.pending)) for experiment in experiments)
         with start_workers(asked, spec, inputs, tokens, groups_of(experiments, spec), units) as worker:
@@ -82,13 +84,26 @@ def run(
                 for experiment in experiments:
                     with log_file(results / "logs", experiment.log_name(spec)):
                         run_experiment(Study(spec, inputs.prompts, tokens), experiment, worker, progress)
-                    if isinstance(worker, Pool):  # whose units end in any order
+                    if isinstance(worker, Pool) or is_shared_work(experiment):
                         order_records(experiment.file, plan_rank(all_conditions(spec)))
             if worker.failures:
                 raise SetupError(
                     f"{len(worker.failures)} damaged models could not be asked, the log says which and why; everything "
                     "else is saved: run the same command again"
                 )
+
+
+def is_shared_work(experiment: Experiment) -> bool:
+    """Whether several workers made earlier records of a file: then they stand in the order in which units ended."""
+    runs = experiment.past.sidecar.get("provenance", {}).get("runs", [])
+    return any("workers" in run for run in runs)
+
+
+def order_finished(experiments: Sequence[Experiment], spec: Spec) -> None:
+    """Put finished files in the order of the plan where a run of several workers ended before it could."""
+    for experiment in experiments:
+        if not experiment.pending and is_shared_work(experiment):
+            order_records(experiment.file, plan_rank(all_conditions(spec)))
 
 
 def check_finished(experiments: Sequence[Experiment], spec: Spec, inputs: TaskInputs) -> None:
@@ -143,12 +158,12 @@ def run_experiment(study: Study, experiment: Experiment, worker: Workers, progre
                 stop_if_asked()
                 for done in writer.write(batches, shape):
                     left[done.condition].remove(done.prompt_index)
-            for failure in worker.failures:
-                for pending in failure.unit.pending:
-                    left.pop(pending.condition, None)
             rows = min(2 * shape.rows, most)  # if requests are left, there is room for more rows
         except DeviceMemoryError:
             rows = model_memory.rows_after_overflow(shape.rows)
+        for failure in worker.failures:  # also where memory ran out: they are not tried again
+            for pending in failure.unit.pending:
+                left.pop(pending.condition, None)
         shape = shape.with_rows(rows)
 
 

@@ -16,6 +16,8 @@ from runner.results_record import Record
 from runner.results_sidecar import Tables, read_sidecar
 from runner.run_plan import PendingCondition, WorkUnit, work_units
 
+LOWEST_RATE = 1e-6  # records per second, so that what comes of it is a time
+
 
 @frozen
 class Rate:
@@ -35,7 +37,7 @@ class Rate:
         if not dry_run:
             raise SpecError(f"--rate {text}: a run needs none, it is for --dry-run")
         with suppress(ValueError):
-            if 0 < (rate := float(text)) < math.inf and math.isfinite(1 / rate):
+            if LOWEST_RATE <= (rate := float(text)) < math.inf:
                 return cls(1 / rate, None, "given by --rate")
         raise SpecError(f"--rate {text}: write how many records one GPU makes in a second, for example --rate 2.5")
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 MOST_STARTS = 3  # in a row without an answer
-# Of the first start, and at least so many seconds: then the others are not waited for, and join when they are ready.
+# Of what the first took, and at least so many seconds: then the others are not waited for, and join when they can.
 PATIENCE_FACTOR, PATIENCE_SECONDS = 2.0, 60.0
 LONGEST_START_SECONDS = 3600.0  # where no worker works: the model may have to be fetched first
 
@@ -74,7 +74,7 @@ class Members:
         self._wait_for_start()
 
     def ask(self, workers: Iterable[int], method: str, *arguments: Any) -> dict[int, Any]:
-        """What each of some workers says; one that is lost meanwhile, or cannot, is missing.
+        """What each of some workers says; one that is lost meanwhile, or cannot, or hangs, is missing.
 
         Raises:
             DeviceMemoryError: one of them ran out of memory.
@@ -83,7 +83,9 @@ class Members:
         waiting, values, overflow = set(workers), dict[int, Any](), list[DeviceMemoryError]()
         for worker in waiting:
             self.processes.send(worker, method, *arguments)
-        while waiting:
+        begun = self.processes.now()
+        limit = begun + LONGEST_START_SECONDS
+        while waiting and self.processes.now() < limit:
             for reply in self.next_replies():
                 if reply.worker not in waiting or reply.method != method:
                     self.take_start(reply)
@@ -95,6 +97,12 @@ class Members:
                     self._refuse(reply.worker, reply.error)
                 else:
                     values[reply.worker] = reply.value
+                    limit = min(limit, self._patience(begun))
+        for worker in waiting:  # should it answer after all, it joins
+            self._why_none = SetupError("no worker answers")
+            logger.warning("worker %d does not answer: going on without it", worker)
+            self.ready.pop(worker, None)
+            self.starting[worker] = self.processes.now()
         if overflow:
             raise overflow[0]
         return values
@@ -119,9 +127,10 @@ class Members:
         return replies
 
     def take_start(self, reply: Reply) -> None:
-        """The next step of a worker's start: after its facts the shape and engine of the others, if they have one."""
-        worker = reply.worker
-        if reply.error is not None:
+        """The next step of a start: whatever was done, then the shape and engine of the others, if they have one."""
+        worker, must_join = reply.worker, self._joins is not None and reply.arguments != self._joins
+        fewer_rows_by_now = must_join and reply.method == "join" and isinstance(reply.error, DeviceMemoryError)
+        if reply.error is not None and not fewer_rows_by_now:
             self._refuse(worker, reply.error)
             return
         if reply.method == "facts":
@@ -129,16 +138,27 @@ class Members:
             if different := difference(reply.value, first):
                 self._refuse(worker, SetupError(different))
                 return
-            self.known[worker] = reply.value
-        if reply.arguments == (self._joins or ()):
-            self.ready[worker] = self.known[worker]
-            self.starting.pop(worker, None)
-        elif self._joins:
+            self._know(worker, reply.value)
+        if must_join and self._joins:
             self.processes.send(worker, "join", *self._joins)
+            return
+        self.ready[worker] = self.known[worker]
+        self.starting.pop(worker, None)
+
+    def _know(self, worker: int, facts: WorkerFacts) -> None:
+        gpus = {known.machine["gpu"] for known in self.known.values() if "gpu" in known.machine}
+        self.known[worker] = facts
+        if gpus and facts.machine.get("gpu", "none") not in gpus:
+            told = ", ".join(sorted({*gpus, facts.machine.get("gpu", "none")}))
+            logger.warning("different GPUs, whose sums may round differently: %s", told)
+
+    def join_as(self, shape: BatchShape, engine: EngineChoice) -> None:
+        """From now on whoever starts begins to decode like this."""
+        self._joins = (shape, engine)
 
     def decode_as(self, shape: BatchShape, engine: EngineChoice, decoding: Iterable[int]) -> None:
         """From now on all decode like this; those that are ready and do not yet join first."""
-        self._joins = (shape, engine)
+        self.join_as(shape, engine)
         for worker in self.ready.keys() - set(decoding):
             self.starting[worker] = self.processes.now()
             del self.ready[worker]
@@ -187,15 +207,16 @@ class Members:
         while [w for w in self.starting if not self.ready or not self._losses[w]] and self.processes.now() < limit:
             self._take_starts()
             if self.ready and limit == float("inf"):
-                now = self.processes.now()
-                limit = now + max(PATIENCE_FACTOR * (now - begun), PATIENCE_SECONDS)
+                limit = self._patience(begun)
         if not self.ready:
             raise self._why_none
         if self.starting:
             logger.warning("%d workers are ready: beginning without %d others", len(self.ready), len(self.starting))
-        gpus = {facts.machine["gpu"] for facts in self.ready.values() if "gpu" in facts.machine}
-        if len(gpus) > 1:
-            logger.warning("different GPUs, whose sums may round differently: %s", ", ".join(sorted(gpus)))
+
+    def _patience(self, begun: float) -> float:
+        """Until when to wait for others of what the first has just done."""
+        now = self.processes.now()
+        return now + max(PATIENCE_FACTOR * (now - begun), PATIENCE_SECONDS)
 
     def _take_starts(self) -> None:
         for reply in self.next_replies():

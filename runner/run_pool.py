@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from attrs import define, field
 
@@ -11,11 +11,14 @@ from runner.decode_engine import SLOWEST_FIRST
 from runner.errors import DeviceMemoryError, SetupError
 from runner.run_members import Members, Processes, Reply, in_words
 from runner.run_plan import AnswerBatch, Failure, WorkerFacts, WorkUnit
-from runner.run_queue import UnitQueue
+from runner.run_queue import HUNG_FACTOR, HUNG_SECONDS, OVERDUE_FACTOR, UnitQueue
 from runner.run_start import Start
 from runner.spec_methods import Damage
 
 logger = logging.getLogger(__name__)
+
+# Where all the others wait for it, so that another number of rows can be tried.
+LONGEST_WAIT_SECONDS = 600.0
 
 
 @define
@@ -25,6 +28,10 @@ class _Round:
     queue: UnitQueue
     overflow: DeviceMemoryError | None = None
     roomy: set[int] = field(factory=set)  # workers that have memory for more rows
+
+    def ends(self, ready: Collection[int]) -> bool:
+        """Whether nothing more is handed out to these workers."""
+        return self.overflow is not None or (bool(self.roomy) and self.roomy.issuperset(ready))
 
 
 class Pool:
@@ -70,6 +77,8 @@ class Pool:
 
     def set_shape(self, shape: BatchShape) -> Start:
         """See `Worker.set_shape`; all use the engine of the slowest, for the sums of another would round otherwise."""
+        if self._start is not None:
+            self._members.join_as(shape, self._start.engine)
         starts: dict[int, Start] = self._members.ask_all("set_shape", shape)
         if self._start is None:
             self._start = min(starts.values(), key=lambda start: SLOWEST_FIRST.index(start.engine.name))
@@ -92,27 +101,28 @@ class Pool:
         self._round = now
         free = set(members.ready)
         while not now.queue.is_done:
-            if now.overflow is None and not (now.roomy and now.roomy >= members.ready.keys()):
+            if not now.ends(members.ready):
                 self._hand_out(free, most_rows)
             elif not now.queue.busy:
                 break
             replies = members.next_replies()
             if new := [batch for reply in replies for batch in self._take(reply)]:
                 yield new
+            hung = self._lose_hung()
             # Whoever waits may take the units of one that is lost, or what another has for too long.
-            all_done_well = replies and all(reply.error is None for reply in replies)
+            all_done_well = replies and not hung and all(reply.error is None for reply in replies)
             free = {reply.worker for reply in replies} if all_done_well else set(members.ready)
         for worker in now.queue.busy:
-            members.begin_again(worker, "does not answer, and another did its work")
+            members.begin_again(worker, "has not answered, and another did its work")
         self.failures += now.queue.failures.values()
         if now.overflow is not None:
             raise now.overflow
 
     def doing(self) -> dict[int, object]:
-        """What each worker is doing: a condition, or a word."""
+        """What each worker is doing: a condition, or a word; may be called from another thread."""
         units = self._round.queue.first_of_each()
         found = {worker: unit.pending[0].condition for worker, unit in units.items()}
-        return {**found, **dict.fromkeys(self._members.starting, "starts")}
+        return {**found, **dict.fromkeys([*self._members.starting], "starts")}
 
     def _hand_out(self, workers: Iterable[int], most_rows: int) -> None:
         """Give workers what they should have ahead: a unit to each, then the next to each."""
@@ -132,18 +142,34 @@ class Pool:
             self._members.take_start(reply)
             return ()
         number: int = reply.arguments[0]
+        if not now.queue.has(worker, number):  # its process failed at the unit before, and is another by now
+            return ()
         if isinstance(reply.error, DeviceMemoryError):
             now.overflow = reply.error
             now.queue.given_back(worker, number)
             return ()
         if reply.error is not None:
-            failure = now.queue.lost(worker, in_words(reply.error))
-            if failure is not None:
-                logger.error("%s: given up, no worker could do it: %s", failure.condition, failure.reason)
-            self._members.begin_again(worker, in_words(reply.error))
+            self._lose(worker, in_words(reply.error))
             return ()
         batches, room = reply.value
         now.roomy = now.roomy | {worker} if room else now.roomy - {worker}
         self._members.has_answered(worker)
         is_new = now.queue.answered(worker, number, batches, self._members.processes.now())
         return batches if is_new else ()
+
+    def _lose_hung(self) -> set[int]:
+        """Give up workers that will not answer, sooner where all others wait for them."""
+        queue, members = self._round.queue, self._members
+        waits = self._round.ends(members.ready)
+        limit = (OVERDUE_FACTOR, LONGEST_WAIT_SECONDS) if waits else (HUNG_FACTOR, HUNG_SECONDS)
+        hung = queue.silent(members.processes.now(), *limit)
+        for worker in hung:
+            self._lose(worker, "does not answer")
+        return hung
+
+    def _lose(self, worker: int, reason: str) -> None:
+        """Start a worker again; what it had goes to others, or has failed."""
+        failure = self._round.queue.lost(worker, reason)
+        if failure is not None:
+            logger.error("%s: given up, no worker could do it: %s", failure.condition, failure.reason)
+        self._members.begin_again(worker, reason)

@@ -12,6 +12,8 @@ MOST_ATTEMPTS = 3
 AHEAD = 2  # units that a worker has at a time, so that it never waits for the next
 # A worker that takes so many times the longest unit, and so many seconds, may never answer: another does the same.
 OVERDUE_FACTOR, OVERDUE_SECONDS = 3.0, 60.0
+# So long that it never will; seldom reached, for it takes units on which two hang, or workers that all do.
+HUNG_FACTOR, HUNG_SECONDS = 20.0, 6 * 3600.0
 
 
 @define
@@ -44,9 +46,19 @@ class UnitQueue:
         """The workers that have units."""
         return {worker for worker, out in self._out.items() if out.numbers}
 
+    def has(self, worker: int, number: int) -> bool:
+        """Whether a worker has a unit, as it has not where it was lost meanwhile."""
+        return worker in self._out and number in self._out[worker].numbers
+
     def first_of_each(self) -> dict[int, WorkUnit]:
-        """What each worker is doing."""
-        return {worker: self._units[out.numbers[0]] for worker, out in self._out.items() if out.numbers}
+        """What each worker is doing; may be called from another thread."""
+        firsts = {worker: [*out.numbers][:1] for worker, out in [*self._out.items()]}
+        return {worker: self._units[number] for worker, numbers in firsts.items() for number in numbers}
+
+    def silent(self, now: float, factor: float, seconds: float) -> set[int]:
+        """Workers that are at a unit for more than so many times the longest unit, and more than so many seconds."""
+        limit = max(factor * self._longest, seconds)
+        return {worker for worker, out in self._out.items() if out.numbers and now - out.since > limit}
 
     def next_for(self, worker: int, now: float) -> tuple[int, WorkUnit] | None:
         """The unit that a worker gets now, with its number; None where there is none, or it has enough.
@@ -69,8 +81,8 @@ class UnitQueue:
 
     def _overdue(self, now: float) -> int | None:
         """The number of a unit that only a worker has which may never answer."""
-        limit = max(OVERDUE_FACTOR * self._longest, OVERDUE_SECONDS)
-        late = [number for out in self._out.values() if now - out.since > limit for number in out.numbers]
+        silent = self.silent(now, OVERDUE_FACTOR, OVERDUE_SECONDS)
+        late = [number for worker in self._out if worker in silent for number in self._out[worker].numbers]
         held = [number for out in self._out.values() for number in out.numbers]
         return next((number for number in late if held.count(number) == 1 and number not in self._answers), None)
 

@@ -28,6 +28,7 @@ from runner.run_remote import Assignment, Team
 logger = logging.getLogger(__name__)
 
 SMALLEST_STORE = 80 * 2**20  # bytes, about the least that Ray takes: what travels is a few kilobytes
+LONGEST_NAME = 16  # bytes; what Ray adds has 87, and a socket's path at most 103 on macOS, 107 on Linux
 REACHABLE_SECONDS = 10.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -49,7 +50,7 @@ class RayProcesses:
         """
         self.count, self._team = team.workers or 0, team
         self._assignment = pickle.dumps(assignment)
-        self._folder = tempfile.mkdtemp(prefix="degrade-ray-")  # of sockets, whose paths must be short
+        self._folder = short_folder()
         self._told: set[tuple[int, str]] = set()
         self._actors = dict[int, Any]()
         self._calls: dict[Any, Reply] = {}  # by the reference to what will come back
@@ -87,7 +88,7 @@ class RayProcesses:
         if team.address:
             check_reachable(team.address)
         here: dict[str, Any] = {
-            "address": "local",  # else Ray would look for a cluster that somebody has started on this host
+            "address": "local",  # else Ray would look for a cluster on this host, or in RAY_ADDRESS
             "num_cpus": self.count,
             "num_gpus": self.count * team.gpus_per_model,
             "include_dashboard": False,
@@ -104,7 +105,7 @@ class RayProcesses:
             hint = ". RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster" if team.address else ""
             raise SetupError(f"{where}: cannot be used: {first_line(error)}{hint}") from error
         if team.workers is None:
-            self.count = self._room()
+            self.count = min(self._room(), team.most)
 
     def _room(self) -> int:
         """How many workers a cluster has room for.
@@ -148,7 +149,7 @@ class RayProcesses:
             value, error, said = ray.get(reference)
         except RayError as gone:
             self._forget(call.worker)
-            return evolve(call, error=WorkerLostError(f"its process is gone ({type(gone).__name__})"))
+            return evolve(call, error=WorkerLostError(why_gone(gone)))
         for one in said:
             self._log(call.worker, *one)
         return evolve(call, value=value, error=error)
@@ -174,6 +175,21 @@ class RayProcesses:
         if (actor := self._actors.pop(worker, None)) is not None:
             with suppress(RayError):
                 ray.kill(actor)
+
+
+def why_gone(error: RayError) -> str:
+    """Why there is no process: what it raised before the first call, which Ray tells in many lines, or the error."""
+    said = str(error).strip().splitlines()
+    if any("creation task" in line for line in said):
+        return f"its process cannot begin: {said[-1].strip()}"
+    return f"its process is gone ({type(error).__name__})"
+
+
+def short_folder() -> str:
+    """A new folder for sockets, whose paths must be short: in /tmp where the name of the temporary folder is long."""
+    usual = tempfile.gettempdir()
+    place = usual if len(os.fsencode(usual)) <= LONGEST_NAME else "/tmp"  # noqa: S108 - the new folder is ours alone
+    return tempfile.mkdtemp(prefix="degrade-ray-", dir=place)
 
 
 @contextmanager

@@ -40,7 +40,8 @@ class Assignment:
 class Team:
     """Workers in processes of their own, with so many GPUs each (none on a CPU), here or on a Ray cluster."""
 
-    workers: int | None  # None: as many as the cluster has room for
+    workers: int | None  # None: as many as the cluster has room for, and there is work for
+    most: int  # for so many there is work
     gpus_per_model: int
     address: str | None = None
 

@@ -54,7 +54,8 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     if asked.ray_address:
         wanted = asked.processes if on_cpu else asked.gpus and asked.gpus // size
         workers = None if wanted is None else max(1, min(wanted, units))
-        return Team(workers=workers, gpus_per_model=0 if on_cpu else size, address=_with_ray(asked.ray_address))
+        address = _with_ray(asked.ray_address)
+        return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size, address=address)
     here = (asked.processes or 1) if on_cpu else _models_here(asked, spec, size)
     workers = min(here, units)
     if workers < 2:  # noqa: PLR2004 - one needs no other process
@@ -63,7 +64,7 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
         logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
         return None
     _with_ray(None)
-    return Team(workers=workers, gpus_per_model=0 if on_cpu else size)
+    return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size)
 
 
 def _models_here(asked: Asked, spec: Spec, size: int) -> int:

@@ -18,6 +18,7 @@ from runner.run_start import Start
 
 Fate = Callable[[int, str, WorkUnit | None], tuple[float, Exception | None]]  # seconds, and the error it ends with
 NEVER = float("inf")
+IDLE_SECONDS = 30.0  # that go by unseen where all workers hang, of which there are hours
 AGREEMENT = Agreement(difference=0.0, tolerance=1.0, prompts=1, tokens=1, repeatable=None)
 
 
@@ -47,6 +48,10 @@ def answers_to(unit: WorkUnit) -> list[AnswerBatch]:
     report = DamageReport(unit=unit, digest=digest, effect={"weights": 1}, baseline="cpu", perplexity=None)
     answers = tuple(Answer(id=one, text=f"{one}", tokens=3, finish_reason="eos") for one in unit.requests)
     return [AnswerBatch(reports=(report,), report=report, answers=answers, device="cpu", seconds=1.0, memory_used=None)]
+
+
+class RaisedError(WorkerLostError):
+    """A call has failed, and the process lives on."""
 
 
 @define
@@ -79,6 +84,7 @@ class SimulatedProcesses:
         self._processes = [_Process() for _ in range(count)]
         self._events: list[_Event] = []
         self._fates: dict[int, tuple[float, Exception | None]] = {}
+        self.facts_of: Callable[[int], WorkerFacts] = lambda _: facts()
         self.sent = 0
         self.busy = [0.0] * count  # seconds
 
@@ -117,7 +123,7 @@ class SimulatedProcesses:
                 found += self._end(heapq.heappop(self._events))
             if found:
                 return found
-        self._wait_until(limit)
+        self._wait_until(limit if self._events or self._own is not None else limit + IDLE_SECONDS)
         return []
 
     def _wait_until(self, moment: float) -> None:
@@ -132,7 +138,7 @@ class SimulatedProcesses:
             return
         call = process.calls.pop(0)
         self.busy[event.worker] += seconds
-        if isinstance(error, WorkerLostError):
+        if isinstance(error, WorkerLostError) and not isinstance(error, RaisedError):
             process.calls.clear()
             process.incarnation += 1
         elif process.calls:
@@ -142,7 +148,7 @@ class SimulatedProcesses:
     def _value(self, call: Reply) -> Any:
         match call.method:
             case "facts":
-                return facts()
+                return self.facts_of(call.worker)
             case "set_shape":
                 return Start(self._engines(call.worker), AGREEMENT)
             case "rows_that_fit":

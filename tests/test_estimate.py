@@ -117,7 +117,7 @@ def test_records_that_say_nothing_of_time_give_no_rate(tmp_path: Path) -> None:
     assert rate == Rate(2.0, None, "measured on 1 earlier records (unknown machine)")
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "fast", "", "nan", "inf", "1e-320", "1/2"])
+@pytest.mark.parametrize("text", ["0", "-1", "fast", "", "nan", "inf", "1e-320", "1e-300", "1/2"])
 def test_what_is_no_rate_is_refused(text: str, degrade: Command) -> None:
     """With a sentence and exit code 2; so is a rate for a run."""
     with pytest.raises(SpecError, match="how many records one GPU makes in a second"):

@@ -1,22 +1,35 @@
 """Several workers as one: every unit is answered once, whoever dies, hangs, disagrees or comes late."""
 
+import random
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from attrs import evolve
 from hypothesis import given
-from simulated import NEVER, SHAPE, Fate, SimulatedProcesses, answers_to, facts
+from records import parse
+from simulated import NEVER, SHAPE, Fate, RaisedError, SimulatedProcesses, answers_to, facts
 
+from runner.cli_console import Progress
 from runner.decode_engine import PLAIN, EngineChoice
 from runner.errors import DeviceMemoryError, SetupError, SpecError, WorkerLostError
-from runner.run_members import MOST_STARTS, difference
+from runner.run import Study, run_experiment
+from runner.run_members import difference
 from runner.run_plan import AnswerBatch, Condition, PendingCondition, WorkUnit, work_units
 from runner.run_pool import Pool
 from runner.run_queue import AHEAD, MOST_ATTEMPTS, OVERDUE_SECONDS, UnitQueue
+from runner.run_resume import open_experiments
+from runner.spec import Generation, Model, Run, Spec
+from runner.spec_sweep import Sweep
+from runner.task_prompts import Prompt
+from runner.task_tokens import TaskInputs, Tokens
 
 GRAPH, FUSED = EngineChoice("graph"), EngineChoice("fused")
 LOST = WorkerLostError("its process is gone")
@@ -57,33 +70,37 @@ def fate_of(seconds: float, **errors: Exception) -> Fate:
     workers=st.integers(1, 5),
     count=st.integers(0, 12),
     fates=st.lists(
-        st.tuples(st.floats(0.1, 9), st.sampled_from(["", "", "", "lost", "memory"])), min_size=1, max_size=40
+        st.tuples(
+            st.sampled_from([0.1, 0.5, 1.0, 1.0, 9.0, 100.0]),
+            st.sampled_from(["", "", "", "lost", "raised", "memory", "hangs"]),
+        ),
+        min_size=1,
+        max_size=40,
     ),
 )
 def test_every_unit_is_answered_once_whatever_happens(workers: int, count: int, fates: list[tuple[float, str]]) -> None:
-    """Or has failed on three workers, or the rows are too many; nothing is lost or given twice."""
-    errors: dict[str, Exception | None] = {"": None, "lost": LOST, "memory": DeviceMemoryError()}
+    """Or has failed on three workers, or no worker is left; calls of every method are lost, fail, hang and are late."""
+    errors = {"lost": LOST, "raised": RaisedError("CUDA error"), "memory": DeviceMemoryError()}
     drawn = iter([*fates, *[(1.0, "")] * 10_000])
 
-    def fate(_worker: int, method: str, _unit: WorkUnit | None) -> tuple[float, Exception | None]:
+    def fate(_worker: int, _method: str, _unit: WorkUnit | None) -> tuple[float, Exception | None]:
         seconds, error = next(drawn)
-        return seconds, errors[error] if method == "answer" else None
+        return (NEVER if error == "hangs" else seconds), errors.get(error)
 
     units, found = units_of(count), Counter[Any]()
-    pool = Pool(SimulatedProcesses(workers, fate))
-    pool.set_shape(SHAPE)
-    for _ in range(len(fates) + 1):
-        left = [unit for unit in units if unit.requests[0] not in found]
-        left = [unit for unit in left if unit not in [failure.unit for failure in pool.failures]]
-        try:
-            for batch in batches_of(pool, left):
-                found.update(answer.id for answer in batch.answers)
-        except DeviceMemoryError:
-            pool.set_shape(SHAPE)
-        except SetupError:  # every worker was lost too often in a row
-            assert sum(error == "lost" for _, error in fates) > MOST_STARTS
-            assert set(found.values()) <= {1}
-            return
+    try:
+        pool = Pool(SimulatedProcesses(workers, fate))
+        for _ in range(len(fates) + 1):
+            left = [unit for unit in units if unit.requests[0] not in found]
+            left = [unit for unit in left if unit not in [failure.unit for failure in pool.failures]]
+            with suppress(DeviceMemoryError):
+                pool.set_shape(SHAPE)
+                for batch in batches_of(pool, left):
+                    found.update(answer.id for answer in batch.answers)
+    except SetupError:  # every worker was lost too often in a row, hung, or had no memory for what the others do
+        assert sum(bool(error) for _, error in fates) >= workers
+        assert set(found.values()) <= {1}
+        return
     failed = [failure.unit for failure in pool.failures]
     assert found + once(failed) == once(units)
 
@@ -241,3 +258,171 @@ def test_a_worker_that_dies_at_the_start_is_not_waited_for() -> None:
     pool = Pool(processes)
     assert processes.now() < 5
     assert pool.doing() == {1: "starts"}
+
+
+def test_a_call_that_failed_is_one_loss_though_the_next_one_was_answered() -> None:
+    """Both come at once where the driver was busy: what a process said after its failure does not count."""
+    units, seen = units_of(6), Counter[WorkUnit]()
+
+    def fate(_worker: int, _method: str, unit: WorkUnit | None) -> tuple[float, Exception | None]:
+        if unit is None:
+            return 1.0, None
+        seen[unit] += 1
+        return 0.0, RaisedError("CUDA error") if unit == units[0] and seen[unit] == 1 else None
+
+    pool, found = run(SimulatedProcesses(2, fate), units)
+    assert found == once(units)
+    assert pool.failures == []
+
+
+def test_a_unit_on_which_every_worker_hangs_is_given_up() -> None:
+    """Also where all workers hang on it at once."""
+    units = units_of(4)
+    _, found = run(
+        SimulatedProcesses(3, lambda _worker, _method, unit: (NEVER if unit == units[0] else 1.0, None)), units
+    )
+    assert found == once(units[1:])
+
+
+def test_workers_that_all_hang_are_started_again() -> None:
+    """Then the work goes on."""
+    hung = Counter[int]()
+
+    def fate(worker: int, method: str, _unit: WorkUnit | None) -> tuple[float, Exception | None]:
+        hung[worker] += method == "answer"
+        return (NEVER if method == "answer" and hung[worker] == 1 else 1.0), None
+
+    _, found = run(SimulatedProcesses(2, fate), units_of(6))
+    assert found == once(units_of(6))
+
+
+def test_who_hangs_does_not_keep_others_from_trying_fewer_rows() -> None:
+    """They wait for a while."""
+    fates = {0: (1.0, DeviceMemoryError()), 1: (NEVER, None)}
+    processes = SimulatedProcesses(2, lambda worker, method, _: fates[worker] if method == "answer" else (1.0, None))
+    pool = Pool(processes)
+    pool.set_shape(SHAPE)
+    with pytest.raises(DeviceMemoryError):
+        list(batches_of(pool, units_of(6)))
+    assert pool.doing() == {1: "starts"}
+
+
+@pytest.mark.parametrize("method", ["digests", "rows_that_fit", "set_shape", "use"])
+def test_who_hangs_before_the_first_unit_is_not_waited_for(method: str) -> None:
+    """The others go on; who answers after all, joins them."""
+    joined = []
+
+    def fate(worker: int, called: str, _unit: WorkUnit | None) -> tuple[float, Exception | None]:
+        joined.append((worker, called))
+        return (500.0 if (worker, called) == (1, method) else 10.0), None
+
+    pool = Pool(SimulatedProcesses(3, fate, [GRAPH, FUSED, FUSED].__getitem__))
+    assert len(pool.digests([])) == 0
+    assert pool.rows_that_fit({"attn_only"}, 12) == 4
+    pool.set_shape(SHAPE)
+    assert Counter(answer.id for batch in batches_of(pool, units_of(300)) for answer in batch.answers) == once(
+        units_of(300)
+    )
+    assert joined.index((1, "join")) < joined.index((1, "answer"))
+
+
+def test_who_had_no_memory_for_the_rows_before_joins_with_fewer() -> None:
+    """A worker that was started again while there were too many rows is not left out for that."""
+    joins = []
+
+    def fate(worker: int, method: str, _unit: WorkUnit | None) -> tuple[float, Exception | None]:
+        match worker, method:
+            case 1, "facts":
+                return 200.0, None
+            case 1, "join":
+                joins.append(method)
+                return 30.0, DeviceMemoryError() if len(joins) == 1 else None
+            case 0, "set_shape":
+                return 20.0, None
+        return 5.0, None
+
+    processes = SimulatedProcesses(2, fate)
+    pool = Pool(processes)
+    pool.set_shape(SHAPE)
+    while not joins:
+        list(batches_of(pool, units_of(1)))
+    pool.set_shape(SHAPE.with_rows(2))
+    assert Counter(answer.id for batch in batches_of(pool, units_of(60)) for answer in batch.answers) == once(
+        units_of(60)
+    )
+    assert pool.doing().keys() <= {0, 1}
+    assert 1 in pool._members.ready
+
+
+def test_what_workers_do_is_told_to_another_thread() -> None:
+    """That of the display, which asks at any time."""
+    draw = random.Random(0)
+    pool = Pool(
+        SimulatedProcesses(
+            100, lambda _, method, __: (draw.random(), LOST if method == "answer" and draw.random() < 0.2 else None)
+        )
+    )
+    pool.set_shape(SHAPE)
+    ended, wrong, interval = threading.Event(), list[Exception](), sys.getswitchinterval()
+
+    def look() -> None:
+        while not ended.is_set():
+            try:
+                pool.doing()
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                wrong.append(error)
+
+    display = threading.Thread(target=look)
+    sys.setswitchinterval(1e-6)
+    try:
+        display.start()
+        list(batches_of(pool, units_of(400)))
+    finally:
+        ended.set()
+        display.join()
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
+def test_another_gpu_is_a_warning_also_where_it_comes_late(caplog: pytest.LogCaptureFixture) -> None:
+    """Its sums may round differently."""
+    processes = SimulatedProcesses(2, lambda worker, method, _: (200.0 * (worker and method == "facts") or 1.0, None))
+    processes.facts_of = lambda worker: facts(machine={"gpu": f"model {worker}"})
+    run(processes, units_of(400))
+    assert "different GPUs, whose sums may round differently: model 0, model 1" in caplog.text
+
+
+def test_a_unit_that_was_given_up_is_not_tried_again_with_fewer_rows(tmp_path: Path) -> None:
+    """Nor counted twice: what ends a round for all says nothing of it."""
+    sweep = Sweep(name="noise", method="mult_gauss", group="attn_only", levels=(0.1, 0.2))
+    spec = Spec(
+        name="simulated",
+        prompts="none",
+        model=Model(id="./simulated", device="cpu"),
+        sweeps=(sweep,),
+        generation=Generation(max_new_tokens=4, max_seq_length=64, max_batch_size=4),
+        run=Run(seed=3, n_rep=3),
+    )
+    inputs = TaskInputs((Prompt("One?"), Prompt("Two?")), None)
+    tried = Counter[tuple[float, int]]()
+
+    def fate(_worker: int, _method: str, unit: WorkUnit | None) -> tuple[float, Exception | None]:
+        if unit is None:
+            return 1.0, None
+        first = unit.pending[0].condition
+        tried[first.level, first.repeat_index] += 1
+        if (first.level, first.repeat_index) == (0.1, 0):
+            return 0.5, LOST
+        last = (first.level, first.repeat_index) == (0.2, 2)
+        return 20.0 if last else 9.0, DeviceMemoryError() if last and tried[0.2, 2] == 1 else None
+
+    with ExitStack() as files:
+        (experiment,) = open_experiments(spec, inputs, tmp_path, files)
+        pool = Pool(SimulatedProcesses(2, fate))
+        with Progress(experiment.pending, pool.doing) as progress:
+            study = Study(spec, inputs.prompts, Tokens(ids=[[1, 2, 3]] * 2, tokenizer=None, templated=False))
+            run_experiment(study, experiment, pool, progress)
+    (path,) = tmp_path.glob("outputs_*.json")
+    assert len(parse(path)) == 2 * 5
+    assert tried[0.1, 0] == MOST_ATTEMPTS
+    assert len(pool.failures) == 1

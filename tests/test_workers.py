@@ -6,12 +6,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 from forkserver import ForkServer
 from helpers import Command, done, records_in
+from ray.exceptions import RayError
 from records import parse
+
+from runner.run_ray import short_folder, why_gone
 
 MARK = "PYTEST_CURRENT_TEST"  # whose value is that of one test, and which all that it starts inherits
 LONGEST_SECONDS = 300
@@ -72,6 +76,13 @@ def records_of(study: Path) -> int:
     return 0  # in the middle of an append
 
 
+def are_in_order(study: Path) -> bool:
+    """Whether every file is in the order of the plan."""
+    files = [parse(path) for path in (study / "results").glob("outputs_*.json")]
+    key = itemgetter("param_group_name", "level_index", "repeat_index", "prompt_id")
+    return all(records == sorted(records, key=key) for records in files)
+
+
 @pytest.mark.slow
 def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path
@@ -83,9 +94,7 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     _, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 0, said
     assert records_in(study / "results") == records_in(results_of_a_run)
-    for path in (study / "results").glob("outputs_*.json"):
-        places = [(r["param_group_name"], r["level_index"], r["repeat_index"], r["prompt_id"]) for r in parse(path)]
-        assert places == sorted(places)
+    assert are_in_order(study)
     assert "its process is gone" in said
     assert said.count("float32 holds 62 distinct values of 64") == 1
     assert "worker 0: " in said
@@ -95,15 +104,16 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
 def test_a_driver_that_is_killed_takes_its_workers_along_and_a_rerun_goes_on(
     running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path, degrade: Command
 ) -> None:
-    """Nothing is lost or doubled; how many workers there are has no influence."""
+    """Nothing is lost or doubled, and all is put in order; how many workers there are has no influence."""
     process = running()
     wait_for(lambda: records_of(study), process)
     process.kill()
     wait_for(lambda: not started())
     there = records_of(study)
     assert 0 < there < len(records_in(results_of_a_run))
-    done(degrade("--processes", "2"))
+    done(degrade("--processes", "1"))
     assert records_in(study / "results") == records_in(results_of_a_run)
+    assert are_in_order(study)
 
 
 @pytest.mark.slow
@@ -146,3 +156,25 @@ def test_one_process_is_this_process(degrade: Command, study: Path, results_of_a
     run = done(degrade("--processes", "1"))
     assert "workers load the model" not in run.stderr
     assert records_in(study / "results") == records_in(results_of_a_run)
+
+
+def test_a_host_on_which_no_worker_can_begin_says_why() -> None:
+    """Above all that degrade is missing there."""
+    told = (
+        "The actor died because of an error raised in its creation task, ray::Actor.__init__() (pid=1)\n"
+        "  File \"actor.py\", line 7, in __init__\nModuleNotFoundError: No module named 'runner'"
+    )
+    assert why_gone(RayError(told)) == "its process cannot begin: ModuleNotFoundError: No module named 'runner'"
+    assert why_gone(RayError("The actor died unexpectedly")) == "its process is gone (RayError)"
+
+
+def test_the_path_of_a_socket_is_short_wherever_temporary_files_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A Slurm job's folder, or that of macOS, has a long name."""
+    place = tmp_path / ("a" * 60)
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    folder = Path(short_folder())
+    folder.rmdir()
+    assert folder.parent == Path("/tmp")  # noqa: S108
