@@ -143,22 +143,25 @@ class Progress:
         self.bar.stop()
 
     def batch_done(self, conditions: Sequence[Condition], records: Sequence[Record], seconds: float) -> None:
-        """Count records that are done, with the condition of each, and show the first thing that the model said."""
+        """Count records that are done, with the condition of each, and tell the first thing that the model said."""
         self.done += len(records)
         for condition in conditions:
             self.left[condition] -= 1
             self.finished += not self.left[condition]
         self.tokens += sum(record["tokens"] for record in records)
         self.generating += seconds
+        # A damaged model may utter anything, the control codes of a terminal included.
+        printable = "".join(char if char.isprintable() else " " for char in records[0]["output"])
+        said = " ".join(printable.split())[:SHOWN_CHARACTERS]
+        logger.info("%s | %s", conditions[0], said)
+
+    def show(self) -> None:
+        """Show how much of the run is done, how fast that was, and how long the rest will take."""
         elapsed, workers = time.monotonic() - self.started, self.bar.workers()
         left = timedelta(seconds=round(elapsed / self.done * (self.records - self.done)))
         speed = f"{max(1, len(workers)) * self.tokens / self.generating:.0f} tokens/s, {left} left"
         finished = f"{self.finished} of {len(self.left)} conditions"
         self.bar.update(self.task, completed=self.done, speed=speed, description=f"{finished}, records")
-        # A damaged model may utter anything, the control codes of a terminal included.
-        printable = "".join(char if char.isprintable() else " " for char in records[0]["output"])
-        said = " ".join(printable.split())[:SHOWN_CHARACTERS]
-        logger.info("%s | %s", conditions[0], said)
         if not console.is_terminal:
             doing = "".join(f"; {line}" for line in in_lines(workers))
             logger.info("%s, %d of %d records, %s%s", finished, self.done, self.records, speed, doing)

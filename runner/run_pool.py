@@ -9,7 +9,7 @@ from attrs import define, field
 from runner.decode_batch import BatchShape
 from runner.decode_engine import SLOWEST_FIRST
 from runner.errors import DeviceMemoryError, SetupError
-from runner.run_members import Members, Processes, Reply, in_words
+from runner.run_members import POLL_SECONDS, Members, Processes, Reply, in_words
 from runner.run_plan import AnswerBatch, Failure, WorkerFacts, WorkUnit
 from runner.run_queue import HUNG_FACTOR, HUNG_SECONDS, OVERDUE_FACTOR, UnitQueue
 from runner.run_start import Start
@@ -99,7 +99,7 @@ class Pool:
         """
         members, now = self._members, _Round(UnitQueue(units))
         self._round = now
-        free = set(members.ready)
+        free, looked = set(members.ready), members.processes.now()
         while not now.queue.is_done:
             if not now.ends(members.ready):
                 self._hand_out(free, most_rows)
@@ -108,7 +108,9 @@ class Pool:
             replies = members.next_replies()
             if new := [batch for reply in replies for batch in self._take(reply)]:
                 yield new
-            hung = self._lose_hung()
+            hung = set[int]()
+            if members.processes.now() - looked >= POLL_SECONDS:
+                hung, looked = self._lose_hung(), members.processes.now()
             # Whoever waits may take the units of one that is lost, or what another has for too long.
             all_done_well = replies and not hung and all(reply.error is None for reply in replies)
             free = {reply.worker for reply in replies} if all_done_well else set(members.ready)

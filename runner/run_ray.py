@@ -218,6 +218,6 @@ def check_reachable(address: str) -> None:
     if not port.isdecimal() or "/" in host or not host:
         raise SpecError(f"--ray-address: {address!r} is neither auto nor HOST:PORT")
     try:
-        socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise SetupError(f"--ray-address: nobody answers at {address}: {error}") from None

@@ -51,6 +51,8 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
         raise SpecError("--processes: workers on a CPU, which --device cpu asks for; for GPUs there is --gpus")
     if on_cpu and (asked.gpus is not None or asked.gpus_per_model is not None):
         raise SpecError("--gpus, --gpus-per-model: model.device is cpu")
+    if asked.gpus is not None and asked.gpus < size:
+        raise SpecError(f"--gpus-per-model: {size} are more than the {asked.gpus} of --gpus")
     if asked.ray_address:
         wanted = asked.processes if on_cpu else asked.gpus and asked.gpus // size
         workers = None if wanted is None else max(1, min(wanted, units))
@@ -58,7 +60,8 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
         return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size, address=address)
     here = (asked.processes or 1) if on_cpu else _models_here(asked, spec, size)
     workers = min(here, units)
-    if workers < 2:  # noqa: PLR2004 - one needs no other process
+    some_of_them = 1 < size < torch.cuda.device_count()  # a process of its own sees no more than it is to use
+    if workers < 2 and not some_of_them:  # noqa: PLR2004 - one needs no other process
         return None
     if asked == ONE_FOR_EVERY_GPU and not _has_ray():
         logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
@@ -108,6 +111,8 @@ def start_workers(
     team = team_of(asked, spec, units)
     if team is None:
         device = choose_device(spec.model.device)
+        if asked.gpus == 1:  # nor is the model spread over others
+            spec = evolve(spec, model=evolve(spec.model, device=str(device)))
         with Worker(prepare_run(spec, inputs, tokens, groups, device)) as worker:
             yield worker
         return

@@ -46,6 +46,8 @@ class RecordWriter:
         self.file.append(added)
         for batch, of_batch in zip(batches, records, strict=True):
             self.progress.batch_done([answer.id.condition for answer in batch.answers], of_batch, batch.seconds)
+        self.progress.show()
+        for batch in batches:
             model_memory.check(batch.memory_used)
         return [answer.id for batch in batches for answer in batch.answers]
 

@@ -26,7 +26,9 @@ def test_progress_counts_conditions_records_and_tokens(caplog: pytest.LogCapture
         meter.batch_done(
             [CONDITION] * 2, [{"tokens": 30, "output": "one"}, {"tokens": 10, "output": "two"}], seconds=2.0
         )
+        meter.show()
         meter.batch_done([CONDITION], [{"tokens": 20, "output": "three"}], seconds=1.0)
+        meter.show()
     assert "0 of 1 conditions, 2 of 3 records, 20 tokens/s" in caplog.text
     assert "1 of 1 conditions, 3 of 3 records, 20 tokens/s, 0:00:00 left" in caplog.text
     assert "gauss 0.5 repeat 0 | one" in caplog.text

@@ -137,6 +137,7 @@ def test_the_keyboard_ends_all_of_it(
         (["--processes", "2", "--device", "auto"], 2, "--processes: workers on a CPU"),
         (["--gpus", "2"], 2, "model.device is cpu"),
         (["--gpus-per-model", "2"], 2, "model.device is cpu"),
+        (["--gpus", "2", "--gpus-per-model", "3", "--device", "auto"], 2, "3 are more than the 2 of --gpus"),
         (["--processes", "0"], 2, "no whole number above 0"),
         (["--gpus", "2", "--device", "auto"], 3, "2 asked for, 0 GPUs found"),
         (["--processes", "2", "--ray-address", "localhost:1"], 3, "--ray-address: nobody answers at localhost:1"),
