@@ -8,6 +8,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 import gc
 import logging
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,12 +63,20 @@ def forks() -> Iterator[ForkServer]:
 
 
 @pytest.fixture(autouse=True)
-def _log_handlers() -> Iterator[None]:
-    """Handlers of the log that a command in this process sets up end with its test: their stream is closed then."""
+def _as_it_was() -> Iterator[None]:
+    """What a command in this process sets up for its own process ends with its test.
+
+    Handlers of the log write to a stream that is closed then, and a process that ignores SIGTERM has children that do.
+    """
     root = logging.getLogger()
-    before = [*root.handlers]
+    handlers, signals = (
+        [*root.handlers],
+        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
+    )
     yield
-    root.handlers = before
+    root.handlers = handlers
+    for number, handler in signals.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
