@@ -3,15 +3,16 @@
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partialmethod
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from runner.cli_boundary import first_line
 from runner.errors import SetupError, SpecError, Terminated, WorkerLostError, stop_if_asked
 from runner.run_actor import Actor
 from runner.run_members import Reply
+from runner.run_ray_guard import MARK
 from runner.run_remote import Assignment, Team
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class RayProcesses:
         self.count, self._team = team.workers or 0, team
         self._assignment = pickle.dumps(assignment)
         self._folder = short_folder()
+        guard = [sys.executable, "-S", str(Path(__file__).with_name("run_ray_guard.py")), self._folder]
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - ours
         self._told: set[tuple[int, str]] = set()
         self._actors = dict[int, Any]()
         self._calls: dict[Any, Reply] = {}  # by the reference to what will come back
@@ -80,10 +84,12 @@ class RayProcesses:
         for worker in range(self.count):
             self.stop(worker)
         ray.shutdown()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with self._guard:  # which removes the folder, now that its input ends
+            pass
 
     def _connect(self) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        os.environ[MARK] = self._folder
         team = self._team
         if team.address:
             check_reachable(team.address)
