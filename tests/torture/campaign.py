@@ -156,12 +156,11 @@ def main() -> int:
         for one in campaign.rows():
             rows.append(one)
             print(one, flush=True)
+            for fault in one.faults:
+                print(f"{one.name}: {fault}", file=sys.stderr, flush=True)
         campaign.close()
     print(Row("all", sum(r.tried for r in rows), sum(r.at_risk for r in rows), [f for r in rows for f in r.faults],
               sum(r.seconds for r in rows)))  # fmt: skip
-    for one in rows:
-        for fault in one.faults:
-            print(f"{one.name}: {fault}")
     return 1 if any(one.faults for one in rows) else 0
 
 
