@@ -21,7 +21,7 @@ from runner.results_open import each_record, results_path
 from runner.results_sidecar import read_sidecar
 from runner.results_summary import RecordSummary
 from runner.run_estimate import PastRates, Rate, machine_name
-from runner.run_plan import Key, PendingCondition, all_conditions, pending_conditions
+from runner.run_plan import Key, PendingCondition, all_conditions, pending_conditions, request_count
 from runner.run_resume import check_asked, check_past_settings, not_made_again, static_shape
 from runner.run_shard import Shard, of_shard
 from runner.spec import Spec
@@ -52,7 +52,7 @@ def preview(
     pasts, finished = _read_pasts(spec, inputs, results, rates, force=force, shard=shard)
     pending = pending_conditions(of_shard(all_conditions(spec), shard), inputs.prompts, finished)
     console.print(_plan_table(spec, pending, len(inputs.prompts), shard))
-    console.print(f"records to do: {sum(len(one.prompt_indices) for one in pending)}, finished: {len(finished)}")
+    console.print(f"records to do: {request_count(pending)}, finished: {len(finished)}")
     for past in pasts:
         console.print(f"results file: {past.path}", soft_wrap=True)
 
@@ -149,6 +149,6 @@ def _plan_table(spec: Spec, pending: Sequence[PendingCondition], prompts: int, s
         found = [pending for pending in pending if pending.condition.sweep == sweep.name]
         levels = sweep.resolved_levels()
         shown = f"{len(levels)}, {levels[0]:g} .. {levels[-1]:g}"
-        records = sum(len(pending.prompt_indices) for pending in found)
+        records = request_count(found)
         table.add_row(sweep.name, sweep.method, sweep.label, shown, str(len(found)), str(records))
     return table

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runner.run_estimate import Rate, seconds_of
-from runner.run_plan import PendingCondition
+from runner.run_plan import PendingCondition, request_count
 
 WORKERS = (1, 4, 32, 256)
 UNKNOWN = (
@@ -27,7 +27,7 @@ def print_estimate(pending: Sequence[PendingCondition], rate: Rate | None, conso
     table = Table(box=None, pad_edge=False)
     for column in ("GPUs", "time", "at work"):
         table.add_column(column, no_wrap=True, justify="right")
-    work = rate.seconds * sum(len(one.prompt_indices) for one in pending)
+    work = rate.seconds * request_count(pending)
     for workers in WORKERS:
         seconds = seconds_of(pending, rate, workers)
         table.add_row(str(workers), str(timedelta(seconds=round(seconds))), f"{work / (seconds * workers):.0%}")

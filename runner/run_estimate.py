@@ -14,7 +14,7 @@ from attrs import define, evolve, field, frozen
 from runner.errors import SetupError, SpecError
 from runner.results_record import Record
 from runner.results_sidecar import Tables, read_sidecar
-from runner.run_plan import PendingCondition, WorkUnit, work_units
+from runner.run_plan import PendingCondition, request_count, work_units
 
 LOWEST_RATE = 1e-6  # records per second, so that what comes of it is a time
 
@@ -117,11 +117,6 @@ def makespan(durations: Iterable[float], workers: int) -> float:
 
 def seconds_of(pending: Sequence[PendingCondition], rate: Rate, workers: int) -> float:
     """How long a run takes: start-up, then one results file after the other, whose units go to all workers."""
-    by_file = groupby(work_units(pending), key=lambda unit: unit.pending[0].condition.method)
-    files = [[requests(unit) * rate.seconds for unit in units] for _, units in by_file]
+    by_file = groupby(work_units(pending), key=lambda unit: unit.condition.method)
+    files = [[request_count(unit.pending) * rate.seconds for unit in units] for _, units in by_file]
     return (rate.start_up or 0.0) + sum(makespan(durations, workers) for durations in files)
-
-
-def requests(unit: WorkUnit) -> int:
-    """How many records a unit gives."""
-    return sum(len(one.prompt_indices) for one in unit.pending)

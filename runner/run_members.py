@@ -63,7 +63,7 @@ class Members:
             DegradeError: none of them can work.
         """
         self.processes = processes
-        self.ready: dict[int, WorkerFacts] = {}
+        self.ready: set[int] = set()
         self.starting: dict[int, float] = {}  # since when
         self.known: dict[int, WorkerFacts] = {}  # of every worker that ever was ready
         self._losses: Counter[int] = Counter()  # of each worker since its last answer
@@ -101,7 +101,7 @@ class Members:
         for worker in waiting:  # should it answer after all, it joins
             self._why_none = SetupError("no worker answers")
             logger.warning("worker %d does not answer: going on without it", worker)
-            self.ready.pop(worker, None)
+            self.ready.discard(worker)
             self.starting[worker] = self.processes.now()
         if overflow:
             raise overflow[0]
@@ -142,7 +142,7 @@ class Members:
         if must_join and self._joins:
             self.processes.send(worker, "join", *self._joins)
             return
-        self.ready[worker] = self.known[worker]
+        self.ready.add(worker)
         self.starting.pop(worker, None)
 
     def _know(self, worker: int, facts: WorkerFacts) -> None:
@@ -159,9 +159,9 @@ class Members:
     def decode_as(self, shape: BatchShape, engine: EngineChoice, decoding: Iterable[int]) -> None:
         """From now on all decode like this; those that are ready and do not yet join first."""
         self.join_as(shape, engine)
-        for worker in self.ready.keys() - set(decoding):
+        for worker in self.ready - set(decoding):
             self.starting[worker] = self.processes.now()
-            del self.ready[worker]
+            self.ready.remove(worker)
             self.processes.send(worker, "join", shape, engine)
 
     def has_answered(self, worker: int) -> None:
@@ -170,7 +170,7 @@ class Members:
 
     def begin_again(self, worker: int, reason: str) -> None:
         """Start a worker that is lost, in a new process; not without end."""
-        self.ready.pop(worker, None)
+        self.ready.discard(worker)
         self._losses[worker] += 1
         if self._losses[worker] > MOST_STARTS:
             self._refuse(worker, SetupError(f"{reason}, {MOST_STARTS} times in a row"))
@@ -196,7 +196,7 @@ class Members:
             return
         self._why_none = SetupError(in_words(error))
         logger.warning("worker %d is left out: %s", worker, in_words(error))
-        self.ready.pop(worker, None)
+        self.ready.discard(worker)
         self.starting.pop(worker, None)
         self.processes.stop(worker)
 

@@ -62,6 +62,11 @@ class WorkUnit:
 
     pending: tuple[PendingCondition, ...]
 
+    @property
+    def condition(self) -> Condition:
+        """The first of those that share its weights."""
+        return self.pending[0].condition
+
     @cached_property
     def requests(self) -> list[RequestId]:
         """Everything to ask; equal prompts stand together."""
@@ -122,11 +127,6 @@ class Failure:
     unit: WorkUnit
     reason: str
 
-    @property
-    def condition(self) -> Condition:
-        """The first of those that it stands for."""
-        return self.unit.pending[0].condition
-
 
 def all_conditions(spec: Spec) -> list[Condition]:
     """Every condition: one method after the other, sweeps in the order of the spec, levels upwards in damage.
@@ -169,6 +169,11 @@ def pending_conditions(
 def work_units(pending: Iterable[PendingCondition]) -> list[WorkUnit]:
     """Pending conditions in their order, those in a row whose damaged weights are equal as one unit of work."""
     return [WorkUnit(tuple(same)) for _, same in groupby(pending, key=lambda pending: pending.condition.weights)]
+
+
+def request_count(pending: Iterable[PendingCondition]) -> int:
+    """How many answers are missing."""
+    return sum(len(one.prompt_indices) for one in pending)
 
 
 def most_requests(conditions: Iterable[Condition], prompts: int) -> int:

@@ -123,7 +123,7 @@ class Pool:
     def doing(self) -> dict[int, object]:
         """What each worker is doing: a condition, or a word; may be called from another thread."""
         units = self._round.queue.first_of_each()
-        found = {worker: unit.pending[0].condition for worker, unit in units.items()}
+        found = {worker: unit.condition for worker, unit in units.items()}
         return {**found, **dict.fromkeys([*self._members.starting], "starts")}
 
     def _hand_out(self, workers: Iterable[int], most_rows: int) -> None:
@@ -173,5 +173,5 @@ class Pool:
         """Start a worker again; what it had goes to others, or has failed."""
         failure = self._round.queue.lost(worker, reason)
         if failure is not None:
-            logger.error("%s: given up, no worker could do it: %s", failure.condition, failure.reason)
+            logger.error("%s: given up, no worker could do it: %s", failure.unit.condition, failure.reason)
         self._members.begin_again(worker, reason)

@@ -100,7 +100,7 @@ class UnitQueue:
             del self.failures[number]
         elif (before := self._answers.get(number)) is not None:
             if before != said:
-                condition = self._units[number].pending[0].condition
+                condition = self._units[number].condition
                 raise SetupError(
                     f"{condition}: two workers gave different answers to the same prompts under the same weights. One "
                     "of the machines computes wrongly; the sidecar lists them. Everything finished is saved"

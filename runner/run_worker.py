@@ -145,7 +145,7 @@ class Worker:
 
     def _damage(self, unit: WorkUnit) -> DamageReport:
         """Bring the model into the condition of a unit and say what that did."""
-        condition, damaged_model = unit.pending[0].condition, self._damaged_model
+        condition, damaged_model = unit.condition, self._damaged_model
         digest = damaged_model.damage(condition.group, condition.method, condition.level, condition.seed)
         return DamageReport(
             unit=unit,
@@ -161,7 +161,7 @@ class Worker:
         if context.image_inputs is None:
             return
         damaged = damages_vision(context.model, self._damaged_model.targets)
-        seen = unit.pending[0].condition.weights if damaged else None
+        seen = unit.condition.weights if damaged else None
         if scheduler.seen != seen:
             scheduler.show(context.image_inputs.look(context.model), seen)
 

@@ -56,8 +56,8 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     if asked.ray_address:
         wanted = asked.processes if on_cpu else asked.gpus and asked.gpus // size
         workers = None if wanted is None else max(1, min(wanted, units))
-        address = _with_ray(asked.ray_address)
-        return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size, address=address)
+        _check_ray()
+        return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size, address=asked.ray_address)
     here = (asked.processes or 1) if on_cpu else _models_here(asked, spec, size)
     workers = min(here, units)
     some_of_them = 1 < size < torch.cuda.device_count()  # a process of its own sees no more than it is to use
@@ -66,7 +66,7 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     if asked == ONE_FOR_EVERY_GPU and not _has_ray():
         logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
         return None
-    _with_ray(None)
+    _check_ray()
     return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size)
 
 
@@ -88,15 +88,14 @@ def _has_ray() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-def _with_ray(address: str | None) -> str | None:
-    """The address.
+def _check_ray() -> None:
+    """Refuse several workers without Ray.
 
     Raises:
-        SetupError: Ray is not installed.
+        SetupError: it is not installed.
     """
     if not _has_ray():
         raise SetupError(f"several workers need the package ray. {HINT}")
-    return address
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class RecordWriter:
             self._warn_of_merged_values(report)
 
     def _warn_of_merged_values(self, report: DamageReport) -> None:
-        first, distinct = report.unit.pending[0].condition, report.effect.get("distinct_values")
+        first, distinct = report.unit.condition, report.effect.get("distinct_values")
         if first.repeat_index == 0 and distinct is not None and distinct < first.level:
             logger.warning("%s: %s holds %d distinct values of %g", first, self.spec.model.dtype, distinct, first.level)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from records import Records, parse
@@ -20,6 +21,13 @@ def records_in(folder: Path) -> Records:
     kept = [{key: value for key, value in record.items() if key not in MAY_DIFFER} for record in found]
     return sorted(kept, key=lambda r: (r["degradation_method"], r["param_group_name"], r["level_index"],
                                        r["repeat_index"], r["prompt_id"]))  # fmt: skip
+
+
+def records_so_far(folder: Path) -> int:
+    """How many records a run has on the disk."""
+    with suppress(ValueError):
+        return sum(len(parse(path)) for path in folder.glob("outputs_*.json"))
+    return 0  # in the middle of an append
 
 
 def done(run: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:

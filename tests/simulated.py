@@ -44,7 +44,7 @@ def facts(**changed: Any) -> WorkerFacts:
 
 def answers_to(unit: WorkUnit) -> list[AnswerBatch]:
     """What any worker answers: a function of the requests."""
-    digest = hashlib.sha256(repr(unit.pending[0].condition.weights).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(unit.condition.weights).encode()).hexdigest()[:16]
     report = DamageReport(unit=unit, digest=digest, effect={"weights": 1}, baseline="cpu", perplexity=None)
     answers = tuple(Answer(id=one, text=f"{one}", tokens=3, finish_reason="eos") for one in unit.requests)
     return [AnswerBatch(reports=(report,), report=report, answers=answers, device="cpu", seconds=1.0, memory_used=None)]

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from attrs import frozen
-from helpers import records_in
-from records import parse
+from helpers import records_in, records_so_far
 
 TOKEN = "0123456789abcdef" * 4
 LONGEST_SECONDS = 300
@@ -102,20 +101,13 @@ def hosts(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
         shutil.rmtree(ray, ignore_errors=True)
 
 
-def records_of(study: Path) -> int:
-    """How many records are on the disk."""
-    with suppress(ValueError):
-        return sum(len(parse(path)) for path in (study / "results").glob("outputs_*.json"))
-    return 0
-
-
 def test_two_hosts_share_the_work_and_one_survives_the_loss_of_the_other(
     hosts: Hosts, study: Path, results_of_a_run: Path
 ) -> None:
     """The records are those of one worker; who does not have the token is not let in."""
     with hosts.degrade("--results", "none", token="f" * 64) as stranger, hosts.degrade() as process:
         limit = time.monotonic() + LONGEST_SECONDS
-        while not records_of(study) and process.poll() is None and time.monotonic() < limit:
+        while not records_so_far(study / "results") and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.05)
         hosts.cut()
         _, said = process.communicate(timeout=LONGEST_SECONDS)

@@ -409,7 +409,7 @@ def test_a_unit_that_was_given_up_is_not_tried_again_with_fewer_rows(tmp_path: P
     def fate(_worker: int, _method: str, unit: WorkUnit | None) -> tuple[float, Exception | None]:
         if unit is None:
             return 1.0, None
-        first = unit.pending[0].condition
+        first = unit.condition
         tried[first.level, first.repeat_index] += 1
         if (first.level, first.repeat_index) == (0.1, 0):
             return 0.5, LOST

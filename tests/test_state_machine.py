@@ -103,7 +103,7 @@ class Echo:
     def answers(self, units: Iterable[WorkUnit], _most: int) -> Iterator[Sequence[AnswerBatch]]:
         """Two at a time, from the last request of a unit to the first."""
         for unit in units:
-            condition = unit.pending[0].condition
+            condition = unit.condition
             digest = self.digests([(condition.group, condition.method, condition.level, condition.seed)])[0]
             report = DamageReport(unit=unit, digest=digest, effect={"weights": 1}, baseline="cpu", perplexity=None)
             requests = unit.requests[::-1]

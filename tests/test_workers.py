@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from forkserver import ForkServer
-from helpers import Command, done, records_in
+from helpers import Command, done, records_in, records_so_far
 from ray.exceptions import RayError
 from records import parse
 
@@ -69,13 +69,6 @@ def running(forks: ForkServer, study: Path) -> Iterator[Callable[..., "subproces
             process.kill()
 
 
-def records_of(study: Path) -> int:
-    """How many records are on the disk."""
-    with suppress(ValueError):
-        return sum(len(parse(path)) for path in (study / "results").glob("outputs_*.json"))
-    return 0  # in the middle of an append
-
-
 def are_in_order(study: Path, method: str = "*") -> bool:
     """Whether the files of a method, or all, are in the order of the plan."""
     files = [parse(path) for path in (study / "results").glob(f"outputs_{method}_llama*.json")]
@@ -89,7 +82,7 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
 ) -> None:
     """In the order of the plan, with one log and one progress; what the worker had is done by another."""
     process = running("--processes", "4")
-    wait_for(lambda: records_of(study), process)
+    wait_for(lambda: records_so_far(study / "results"), process)
     os.kill(workers()[-1], signal.SIGKILL)
     _, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 0, said
@@ -106,10 +99,10 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_a_rerun_goes_on(
 ) -> None:
     """Nothing is lost or doubled, and all is put in order; how many workers there are has no influence."""
     process = running()
-    wait_for(lambda: records_of(study), process)
+    wait_for(lambda: records_so_far(study / "results"), process)
     process.kill()
     wait_for(lambda: not started())
-    there = records_of(study)
+    there = records_so_far(study / "results")
     assert 0 < there < len(records_in(results_of_a_run))
     done(degrade("--processes", "1"))
     assert records_in(study / "results") == records_in(results_of_a_run)
@@ -123,7 +116,7 @@ def test_the_keyboard_ends_all_of_it(
 ) -> None:
     """As it ends a run with one worker: every process of the terminal gets the signal, one sentence is said."""
     process = running()
-    wait_for(workers if number == signal.SIGTERM else lambda: records_of(study), process)
+    wait_for(workers if number == signal.SIGTERM else lambda: records_so_far(study / "results"), process)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 128 + number, said
