@@ -1,6 +1,6 @@
 """What `--dry-run` prints: plan, matched tensors, memory; from the configuration alone, no weights loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from runner.results_summary import RecordSummary
 from runner.run_estimate import PastRates, Rate, machine_name
 from runner.run_plan import Key, PendingCondition, all_conditions, pending_conditions, request_count
 from runner.run_resume import check_asked, check_past_settings, not_made_again, static_shape
+from runner.run_setup import spelt_out
 from runner.run_shard import Shard, of_shard
 from runner.spec import Spec
+from runner.spec_sweep import Sweep
 from runner.target_groups import is_tied, resolve_targets, untie_where_asked
 from runner.target_tensor import Target
 from runner.task_tokens import TaskInputs, check, tokenise
@@ -48,6 +50,7 @@ def preview(
         SpecError, SetupError: as the run itself would.
     """
     inputs = check(spec, spec_folder)
+    spec = spelt_out(spec)
     rates = PastRates()
     pasts, finished = _read_pasts(spec, inputs, results, rates, force=force, shard=shard)
     pending = pending_conditions(of_shard(all_conditions(spec), shard), inputs.prompts, finished)
@@ -111,15 +114,37 @@ def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target
     tied = "tied to the output head" if is_tied(model) else "not tied to the output head"
     console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
     groups = []
+    in_grids = {curve.label for sweep in spec.sweeps for curve in sweep.curves() if len(sweep.curves()) > 1}
     for label, selection in selections.items():
         targets = resolve_targets(model, selection)
         groups.append(targets)
+        if label in in_grids:
+            continue
         console.print(f"group {label}: {len(targets)} tensors, {sum(target.count for target in targets):,} weights")
         for target in targets[:TENSORS_SHOWN]:
             console.print(f"  {target.name} {list(target.weight.shape)}", soft_wrap=True)
         if len(targets) > TENSORS_SHOWN:
             console.print(f"  ... {targets[-1].name} {list(targets[-1].weight.shape)}", soft_wrap=True)
+    counts = {label: sum(target.count for target in group) for label, group in zip(selections, groups, strict=True)}
+    for sweep in spec.sweeps:
+        if len(sweep.curves()) > 1:
+            console.print(_grid_table(sweep, counts))
     return groups
+
+
+def _grid_table(sweep: Sweep, counts: Mapping[str, int]) -> Table:
+    """The curves of a grid and the weights of each, a row for each group."""
+    curves = sweep.curves()
+    table = Table(title=f"grid {sweep.name}: {len(curves)} curves", title_justify="left", box=None, pad_edge=False)
+    for column in ("group", "curves", "weights of each"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "group" else "right")
+    for group in sweep.groups:
+        sizes = [counts[curve.label] for curve in curves if curve.groups == (group,)]
+        labels = [curve.label for curve in curves if curve.groups == (group,)]
+        name = labels[0] if len(labels) == 1 else f"{labels[0]} .. {labels[-1]}"
+        spread = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} .. {max(sizes):,}"
+        table.add_row(name, str(len(sizes)), spread)
+    return table
 
 
 def _print_memory(spec: Spec, need: model_memory.Estimate, device: torch.device, console: Console) -> None:
@@ -149,6 +174,7 @@ def _plan_table(spec: Spec, pending: Sequence[PendingCondition], prompts: int, s
         found = [pending for pending in pending if pending.condition.sweep == sweep.name]
         levels = sweep.resolved_levels()
         shown = f"{len(levels)}, {levels[0]:g} .. {levels[-1]:g}"
-        records = request_count(found)
-        table.add_row(sweep.name, sweep.method, sweep.label, shown, str(len(found)), str(records))
+        records, curves = request_count(found), sweep.curves()
+        group = curves[0].label if len(curves) == 1 else f"{len(curves)} curves"
+        table.add_row(sweep.name, sweep.method, group, shown, str(len(found)), str(records))
     return table

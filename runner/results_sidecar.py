@@ -218,9 +218,9 @@ def _covers(one: Tables, other: Tables) -> bool:
     """Whether a sweep has every record of another: the same damage, at its levels and perhaps more."""
     try:
         wide, narrow = (_converter.structure(table, Sweep) for table in (one, other))
-        same = (wide.method, wide.label) == (narrow.method, narrow.label)
-        return same and {*wide.resolved_levels()} >= {*narrow.resolved_levels()}
-    except cattrs.BaseValidationError:  # a sweep that somebody changed in the sidecar
+        curves, needed = ({(curve.method, curve.label) for curve in sweep.curves()} for sweep in (wide, narrow))
+        return curves >= needed and {*wide.resolved_levels()} >= {*narrow.resolved_levels()}
+    except (cattrs.BaseValidationError, ValueError):  # a sweep that somebody changed in the sidecar
         return False
 
 

@@ -26,6 +26,7 @@ from runner.run_resume import (
     static_shape,
     witnesses_of,
 )
+from runner.run_setup import spelt_out
 from runner.run_shard import Shard
 from runner.run_start import Start
 from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, start_workers
@@ -61,7 +62,7 @@ def run(
         SpecError: the spec asks for what cannot be, or for other settings than those of an existing file.
         SetupError: model, memory or disk are not there; whatever was finished is in the files.
     """
-    inputs = check(spec, spec_folder)
+    inputs, spec = check(spec, spec_folder), spelt_out(spec)
     with ExitStack() as files:
         experiments = list(open_experiments(spec, inputs, results, files, force=force, shard=shard))
         if not any(experiment.pending for experiment in experiments):

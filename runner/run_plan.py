@@ -129,25 +129,26 @@ class Failure:
 
 
 def all_conditions(spec: Spec) -> list[Condition]:
-    """Every condition: one method after the other, sweeps in the order of the spec, levels upwards in damage.
+    """Every condition: one method after the other, curves in the order of the spec, levels upwards in damage.
 
     The repeats of a level stand together, since those of a deterministic level share one damaged model.
     """
-    methods = dict.fromkeys(sweep.method for sweep in spec.sweeps)
+    curves = spec.curves()
+    methods = dict.fromkeys(curve.method for curve in curves)
     return [
         Condition(
-            sweep=sweep.name,
-            method=sweep.method,
-            group=sweep.label,
+            sweep=curve.name,
+            method=curve.method,
+            group=curve.label,
             level=level,
             level_index=level_index,
             repeat_index=repeat,
             seed=spec.run.seed + repeat,
         )
         for method in methods
-        for sweep in spec.sweeps
-        if sweep.method == method
-        for level_index, level in enumerate(sweep.resolved_levels())
+        for curve in curves
+        if curve.method == method
+        for level_index, level in enumerate(curve.resolved_levels())
         for repeat in range(spec.run.n_rep)
     ]
 

@@ -11,7 +11,7 @@ from attrs import frozen
 from runner.decode_packing import pack_projections
 from runner.decode_sampling import set_all_seeds
 from runner.errors import SetupError
-from runner.model_load import end_tokens, load_model, locate, settings_not_applied
+from runner.model_load import end_tokens, load_config, load_model, locate, settings_not_applied
 from runner.model_placement import locate_weights, unpack_4bit
 from runner.model_vision import ImageInputs
 from runner.run_identity import model_digest
@@ -82,6 +82,18 @@ def prepare_run(
 def checkpoint_settings(model: Any, tokenizer: Any) -> dict[str, Any]:
     """What the checkpoint itself says about generation: what is not applied, and what ends an answer."""
     return {**settings_not_applied(model), "end_tokens": end_tokens(model, tokenizer)}
+
+
+def spelt_out(spec: Spec) -> Spec:
+    """The spec with the layers of its grids, which its model has; nothing is read where they stand in it.
+
+    Raises:
+        SpecError: a sweep names layers that there are not.
+        SetupError: the configuration of the model cannot be had.
+    """
+    if not spec.needs_layers:
+        return spec
+    return spec.of_model(load_config(locate(spec.model)).get_text_config().num_hidden_layers)
 
 
 def load_intact(spec: Spec, device: torch.device) -> Any:

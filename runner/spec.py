@@ -12,6 +12,7 @@ import tomli_w
 from attrs import asdict, evolve, field, frozen
 
 from runner.errors import SpecError
+from runner.spec_checks import groups_known, layers_of_one, names_once, not_too_many, own_names
 from runner.spec_converter import (
     NOT_EMPTY,
     Rule,
@@ -23,13 +24,13 @@ from runner.spec_converter import (
     suggestion,
 )
 from runner.spec_sweep import Sweep, Text
-from runner.spec_targets import BUILT_IN, Group, Selection
+from runner.spec_targets import Group, Selection
 from runner.spec_toml import apply, read_merged
 
 DType = Literal["float32", "float16", "bfloat16"]
 Count = Annotated[int, at_least(1)]
 
-MOST_REPEATS = MOST_MODELS = 1_000_000
+MOST_REPEATS = 1_000_000
 TEXT_SEQUENCE_LENGTH, IMAGE_SEQUENCE_LENGTH = 512, 1024
 
 
@@ -99,44 +100,11 @@ class Perplexity:
             raise ValueError("compute = true needs a text to measure")
 
 
-def _not_too_many(spec: "Spec") -> Iterator[str]:
-    models = spec.run.n_rep * sum(len(sweep.resolved_levels()) for sweep in spec.sweeps)
-    if models > MOST_MODELS:
-        yield f"run.n_rep: {spec.run.n_rep} repeats of all levels are {models:,} damaged models, over {MOST_MODELS:,}"
-
-
-# What these look at may lack the fields that are wrong in themselves.
-def _names_once(spec: "Spec") -> Iterator[str]:
-    names = [sweep.name for sweep in spec.sweeps if hasattr(sweep, "name")]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:  # `--sweep` could not tell them apart
-        yield f"sweeps: the name {', '.join(twice)} stands twice"
-
-
-def _own_names(spec: "Spec") -> Iterator[str]:
-    yield from (f"groups.{name}: this name is that of a built-in group" for name in spec.groups if name in BUILT_IN)
-
-
-def _groups_known(spec: "Spec") -> Iterator[str]:
-    known = [*BUILT_IN, *spec.groups]
-    for index, sweep in enumerate(spec.sweeps):
-        if (group := getattr(sweep, "group", None)) is not None and group not in known:
-            yield f"sweeps[{index}].group: {group!r} is no parameter group{suggestion(group, known)}"
-
-
-def _layers_of_one(spec: "Spec") -> Iterator[str]:
-    for index, sweep in enumerate(spec.sweeps):
-        group = getattr(sweep, "group", None)
-        both = group == "reference_attn" or getattr(spec.groups.get(str(group)), "tower", None) == "all"
-        if getattr(sweep, "layers", None) is not None and both:
-            yield f"sweeps[{index}].layers: {group} has layers of text and of vision: define a group of one"
-
-
 @frozen(kw_only=True)
 class Spec:
     """A whole run."""
 
-    checks: ClassVar = (_names_once, _own_names, _groups_known, _layers_of_one, _not_too_many)
+    checks: ClassVar = (names_once, own_names, groups_known, layers_of_one, not_too_many)
 
     name: FileName
     name_suffix: FileName | None = None
@@ -153,17 +121,44 @@ class Spec:
         """Raise every contradiction between tables at once."""
         refuse_contradictions(self)
 
+    @property
+    def needs_layers(self) -> bool:
+        """Whether the curves of a sweep are known only with the number of layers of the model."""
+        return any(sweep.needs_layers for sweep in self.sweeps)
+
+    def of_model(self, layers: int) -> "Spec":
+        """The spec with the layers of its grids spelt out, for a model with so many.
+
+        Raises:
+            SpecError: a sweep names layers that there are not, or together they are too many.
+        """
+        sweeps, wrong = list[Sweep](), list[str]()
+        for index, sweep in enumerate(self.sweeps):
+            try:
+                sweeps.append(sweep.of_model(layers))
+            except ValueError as error:
+                wrong.append(f"sweeps[{index}].layers: {error}")
+        if wrong:
+            raise SpecError("\n  ".join(wrong))
+        try:
+            return evolve(self, sweeps=tuple(sweeps))
+        except ExceptionGroup as group:
+            raise SpecError("\n  ".join(map(str, group.exceptions))) from None
+
+    def curves(self) -> list[Sweep]:
+        """Every curve of every sweep, in their order.
+
+        Raises:
+            ValueError: the number of layers is needed and not known yet.
+        """
+        return [curve for sweep in self.sweeps for curve in sweep.curves()]
+
     def selections(self) -> dict[str, Selection]:
         """What the sweeps damage, by the `param_group_name` of their records."""
         found = [
-            Selection(
-                group=sweep.group,
-                definition=self.groups.get(sweep.group),
-                layers=sweep.layers,
-                tied=sweep.tied,
-                key=f"sweeps[{index}]",
-            )
+            evolve(curve.selection, definition=self.groups.get(curve.selection.group), key=f"sweeps[{index}]")
             for index, sweep in enumerate(self.sweeps)
+            for curve in sweep.curves()
         ]
         return {selection.label: selection for selection in found}
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from runner.spec_converter import NOT_EMPTY, between, refuse_contradictions
+from runner.spec_converter import NOT_EMPTY, at_least, between, refuse_contradictions
 from runner.spec_methods import METHODS, Method
-from runner.spec_targets import TIED_GROUPS, Layers, Selection, Tied
+from runner.spec_targets import TIED_GROUPS, Layers, Selection, Tied, are_counted, as_tuple, layers_in, windows_of
 
 Text = Annotated[str, NOT_EMPTY]
 
@@ -27,8 +27,16 @@ def _spacing(sweep: "Sweep") -> Iterator[str]:
 
 
 def _side(sweep: "Sweep") -> Iterator[str]:
-    if sweep.tied != "both" and sweep.group not in TIED_GROUPS:
+    if sweep.tied != "both" and not {*as_tuple(sweep.group)} <= {*TIED_GROUPS}:
         yield f"tied = {sweep.tied!r} has a meaning for the groups {' and '.join(TIED_GROUPS)} only"
+
+
+def _grid(sweep: "Sweep") -> Iterator[str]:
+    if sweep.window != 1 and sweep.each is None:
+        yield f'window = {sweep.window} is so many layers of each = "layer", which is missing'
+    groups = as_tuple(sweep.group)
+    if len({*groups}) < len(groups):
+        yield f"group = {[*groups]} names one of them twice"
 
 
 def _listed_levels(sweep: "Sweep") -> Iterator[str]:
@@ -53,15 +61,18 @@ def _level_problems(method: Method, level: float | None) -> Iterator[str]:
 class Sweep:
     """One method on one parameter group over a list of levels: `levels`, or `start`, `stop` and `steps`.
 
-    `layers` keeps to some layers of the group; `tied` to one side of embeddings that are the output head as well.
+    `layers` keeps to some layers of the group; `tied` to one side of embeddings that are the output head as well. A
+    list of groups makes a curve of each, `each = "layer"` one of every `window` layers: together they are a grid.
     """
 
-    checks: ClassVar = (_spacing, _side, _listed_levels, _first_level, _last_level)
+    checks: ClassVar = (_spacing, _side, _grid, _listed_levels, _first_level, _last_level)
 
     name: Text
     method: Method
-    group: Text
+    group: Text | Annotated[tuple[Text, ...], NOT_EMPTY]
     layers: Layers | None = None
+    each: Literal["layer"] | None = None
+    window: Annotated[int, at_least(1)] = 1
     tied: Tied = "both"
     start: float | None = None
     stop: float | None = None
@@ -73,9 +84,47 @@ class Sweep:
         refuse_contradictions(self)
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """One or several."""
+        return as_tuple(self.group)
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether its curves are known only with the number of layers of a model; see `of_model`."""
+        return self.each is not None and not are_counted(self.layers)
+
+    def of_model(self, layers: int) -> "Sweep":
+        """The sweep with its layers spelt out, for a model with so many.
+
+        Raises:
+            ValueError: it names one that does not exist.
+        """
+        if not self.needs_layers:
+            return self
+        wanted = layers_in(self.layers or "0-", layers)
+        return evolve(self, layers=",".join(map(str, sorted(wanted))) if self.layers else f"0-{layers - 1}")
+
+    def curves(self) -> tuple["Sweep", ...]:
+        """A sweep of one group and one selection of layers for each curve of the grid, whose name they all have.
+
+        Raises:
+            ValueError: the number of layers is not known yet.
+        """
+        windows = windows_of(self.layers or "0-", self.window) if self.each else [self.layers]
+        return tuple(
+            evolve(self, group=group, layers=layers, each=None, window=1) for group in self.groups for layers in windows
+        )
+
+    @property
+    def selection(self) -> Selection:
+        """What a curve damages, as far as the sweep says it."""
+        (group,) = self.groups
+        return Selection(group=group, layers=self.layers, tied=self.tied)
+
+    @property
     def label(self) -> str:
-        """The `param_group_name` of its records."""
-        return Selection(group=self.group, layers=self.layers, tied=self.tied).label
+        """The `param_group_name` of the records of a curve."""
+        return self.selection.label
 
     def resolved_levels(self) -> tuple[float, ...]:
         """The levels, each once, from least to most damage.

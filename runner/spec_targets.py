@@ -1,6 +1,6 @@
 """Which weights a sweep means, before there is a model: the names of groups, custom groups, ranges of layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from attrs import field, frozen
@@ -32,6 +32,11 @@ BUILT_IN: dict[str, tuple[Component, ...]] = {
 TIED_GROUPS = ("embed_only", "lm_head")
 
 
+def as_tuple(group: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The groups of a sweep, one or several."""
+    return (group,) if isinstance(group, str) else group
+
+
 def _spans(text: str) -> list[tuple[int, int | None]]:
     """First and last layer of every entry of `0-3,8,24-`; the last of an open range is None."""
     spans: list[tuple[int, int | None]] = []
@@ -60,6 +65,34 @@ def layers_in(text: str, count: int) -> frozenset[int]:
     if any(max(span) >= count for span in spans):
         raise ValueError(f"{text!r} reaches beyond the {count} layers that there are, 0 to {count - 1}")
     return frozenset(layer for first, last in spans for layer in range(first, last + 1))
+
+
+def are_counted(text: str | None) -> bool:
+    """Whether `text` names its layers without a model, no range being open."""
+    return text is not None and all(last is not None for _, last in _spans(text))
+
+
+def windows_of(text: str, size: int) -> list[str]:
+    """The layers that `text` names, `size` neighbours in the list at a time, the last window perhaps with fewer.
+
+    Raises:
+        ValueError: a range is open.
+    """
+    if not are_counted(text):
+        raise ValueError(f"{text!r}: how many layers there are is not known without a model")
+    layers = sorted({layer for first, last in _spans(text) for layer in range(first, (last or first) + 1)})
+    return [_as_text(layers[first : first + size]) for first in range(0, len(layers), size)]
+
+
+def _as_text(layers: Sequence[int]) -> str:
+    """`0-2,8` of layers in ascending order."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _one_stack(group: "Group") -> Iterator[str]:
