@@ -35,6 +35,16 @@ def restore(targets: Sequence[Target], baseline: Baseline) -> None:
             target.weight.copy_(original)
 
 
+def restore_protected(targets: Sequence[Target], baseline: Baseline) -> None:
+    """Bring back the weights that are to stay whole."""
+    with torch.no_grad():
+        for target, original in zip(targets, baseline, strict=True):
+            if target.protected is not None:
+                places = target.protected.to(target.weight.device)
+                kept = original.view(-1)[target.protected.to(original.device)]
+                target.weight.view(-1)[places] = kept.to(target.weight.device)
+
+
 def damage(targets: Sequence[Target], baseline: Baseline, method: Method, level: float, seed: int) -> None:
     """Write the damaged weights of one condition, whatever was there before."""
     if is_no_op(method, level):

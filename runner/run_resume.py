@@ -100,7 +100,7 @@ def check_past_settings(past: Past, summary: RecordSummary, spec: Spec, inputs: 
         SpecError: with every difference.
     """
     picture = inputs.picture.digest if inputs.picture else None
-    check_settings(past.path, summary, guarded_settings(spec), spec, past.sidecar, picture)
+    check_settings(past.path, summary, guarded_settings(spec), spec, past.sidecar, picture, inputs.digests)
 
 
 def check_asked(past: Past, spec: Spec, inputs: TaskInputs, tokens: Tokens) -> None:

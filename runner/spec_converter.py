@@ -78,6 +78,7 @@ def make_converter() -> cattrs.Converter:
         converter.register_structure_hook(plain, _structure_plain)
     converter.register_structure_hook_func(_is(Literal), _structure_literal)
     converter.register_structure_hook_func(_is_number_or_word, partial(_structure_number_or_word, converter))
+    converter.register_structure_hook_func(lambda wanted: wanted == str | int, _structure_text_or_number)
     converter.register_structure_hook_func(_is_one_or_list, partial(_structure_one_or_list, converter))
     converter.register_structure_hook_func(_is(tuple), partial(_structure_tuple, converter))
     converter.register_structure_hook_func(_is(dict), partial(_structure_table, converter))
@@ -94,6 +95,10 @@ def _is_number_or_word(wanted: Any) -> bool:
     """`int | Literal["auto"]`."""
     parts = get_args(wanted) if get_origin(wanted) in {Union, UnionType} else ()
     return [part if part is int else get_origin(part) for part in parts] == [int, Literal]
+
+
+def _structure_text_or_number(value: Any, _: Any) -> Any:
+    return _structure_plain(value, str if isinstance(value, str) else int)
 
 
 def _is_one_or_list(wanted: Any) -> bool:
