@@ -1,9 +1,10 @@
 """Damage, digest and sums on CUDA in Triton: one pass over a whole group, bit for bit what NumPy and PyTorch give.
 
 A launch covers all tensors of a group. `tables` [rows, tensors] int64 says of each tensor: address of its baseline,
-address of its weights, count, first tile, stream, then size and inner of its units and where they begin in `units`
-[all units] uint8, which says of each whether it is damaged. Each program looks up which tensor its tile is of. Offsets
-are 64-bit, multiplications and additions are never fused, the square root is correctly rounded.
+address of its weights, count, first tile, stream, then size, inner, repeats and period of its units (see `UnitSet`) and
+where they begin in `units` [all units] uint8, which says of each whether it is damaged. Each program looks up which
+tensor its tile is of. Offsets are 64-bit, multiplications and additions are never fused, the square root is correctly
+rounded.
 """
 
 import torch
@@ -15,6 +16,11 @@ from runner.philox_kernels import philox
 TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
+
+
+def index_type(*lengths: int) -> tl.dtype:
+    """The integers in which units are counted, of these lengths and numbers: 32 bits wherever they suffice."""
+    return tl.int32 if max(lengths) + 4 * TILE < 2**31 else tl.int64
 
 
 @triton.jit
@@ -78,12 +84,20 @@ def _tile(tables, tensor_of_tile, TENSORS: tl.constexpr, WEIGHTS: tl.constexpr):
 
 
 @triton.jit
-def _selected(flat, tables, units, tensor, TENSORS: tl.constexpr):
-    """Whether the weights at these flat indices belong to chosen units."""
+def _along(first, offset, step, length, INDEX: tl.constexpr):
+    """(first + offset) // step % length; what is 64-bit is divided once for a tile, not for every weight."""
+    begin, rest = first // step % length, first % step
+    return (begin.to(INDEX) + (rest.to(INDEX) + offset) // step.to(INDEX)) % length.to(INDEX)
+
+
+@triton.jit
+def _selected(first, offset, tables, units, tensor, TENSORS: tl.constexpr, INDEX: tl.constexpr):
+    """Whether the weights at these offsets from a flat index belong to chosen units."""
     size = tl.load(tables + 5 * TENSORS + tensor)
-    inner = tl.load(tables + 6 * TENSORS + tensor)
-    first_unit = tl.load(tables + 7 * TENSORS + tensor)
-    return tl.load(units + first_unit + flat // inner % size) != 0
+    unit = _along(first, offset, tl.load(tables + 6 * TENSORS + tensor), size, INDEX)
+    repeats, period = tl.load(tables + 7 * TENSORS + tensor), tl.load(tables + 8 * TENSORS + tensor)
+    unit += _along(first, offset, period, repeats, INDEX) * size.to(INDEX)
+    return tl.load(units + tl.load(tables + 9 * TENSORS + tensor) + unit) != 0
 
 
 @triton.jit
@@ -122,7 +136,7 @@ def _quantised(weight, low, high, parameter):
 def damage(
     tables, units, tensor_of_tile, bounds, seed, parameter,
     METHOD: tl.constexpr, DRAWS: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
-    ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    INDEX: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, 4 * TILE)
     # A row per counter, so that the four weights of a counter meet their words in the registers of one thread.
@@ -143,7 +157,7 @@ def damage(
         damaged = _quantised(weight, tl.load(bounds + 2 * tensor), tl.load(bounds + 2 * tensor + 1), parameter)
     damaged = damaged.to(TYPE)
     if PARTS:
-        damaged = tl.where(_selected(first + offset, tables, units, tensor, TENSORS), damaged, weight)
+        damaged = tl.where(_selected(first, offset, tables, units, tensor, TENSORS, INDEX), damaged, weight)
     tl.store(destination + offset, damaged, mask=inside)
 
 
@@ -166,9 +180,10 @@ def fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr, 
 
 @triton.jit
 def sums(tables, units, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
-          WEIGHTS: tl.constexpr):  # fmt: skip
+          INDEX: tl.constexpr, WEIGHTS: tl.constexpr):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, WEIGHTS)
-    flat = first + tl.arange(0, WEIGHTS)
+    offset = tl.arange(0, WEIGHTS)
+    flat = first + offset
     inside = flat < tl.load(tables + 2 * TENSORS + tensor)
     before = tl.load(tl.load(tables + tensor).to(tl.pointer_type(TYPE)) + flat, mask=inside, other=0.0).to(tl.float32)
     now = tl.load(tl.load(tables + TENSORS + tensor).to(tl.pointer_type(TYPE)) + flat, mask=inside, other=0.0).to(
@@ -177,7 +192,7 @@ def sums(tables, units, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl
     change = now.to(tl.float64) - before.to(tl.float64)
     original = before.to(tl.float64)
     if PARTS:
-        original = tl.where(_selected(flat, tables, units, tensor, TENSORS), original, 0.0)
+        original = tl.where(_selected(first, offset, tables, units, tensor, TENSORS, INDEX), original, 0.0)
     out = partial + tl.program_id(0).to(tl.int64) * 4
     tl.store(out, tl.sum((before != now).to(tl.float64), 0))
     tl.store(out + 1, tl.sum(((before != 0.0) & (now == 0.0)).to(tl.float64), 0))

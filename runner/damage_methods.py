@@ -45,17 +45,30 @@ def restore_protected(targets: Sequence[Target], baseline: Baseline) -> None:
                 target.weight.view(-1)[places] = kept.to(target.weight.device)
 
 
-def damage(targets: Sequence[Target], baseline: Baseline, method: Method, level: float, seed: int) -> None:
-    """Write the damaged weights of one condition, whatever was there before."""
+def damage(
+    targets: Sequence[Target],
+    baseline: Baseline,
+    method: Method,
+    level: float,
+    seed: int,
+    *,
+    chosen: Sequence[Tensor] | None = None,
+) -> None:
+    """Write the damaged weights of one condition, whatever was there before.
+
+    `chosen` says for every target which of its units are damaged in this condition, bool [units]; without it, all that
+    the target names. What is measured of a target, such as its greatest weight, is that of all units that it names.
+    """
     if is_no_op(method, level):
         restore(targets, baseline)
         return
     with torch.no_grad():
-        for target, original in zip(targets, baseline, strict=True):
+        for index, (target, original) in enumerate(zip(targets, baseline, strict=True)):
             damaged = _of_target(target, original, method, level, seed)
+            meant = target if chosen is None else target.choosing(chosen[index])
             for first, kept, destination in blocks(original, target.weight):
                 source = kept.to(destination.device)
-                _write(target, first, source, damaged(first, source), destination)
+                _write(meant, first, source, damaged(first, source), destination)
 
 
 def _of_target(

@@ -16,7 +16,7 @@ fused = 0
 for capability, number, method in itertools.product((80, 90), (tl.float32, tl.bfloat16), METHODS):
     draws = METHODS[method].draws
     constants = {"METHOD": method, "DRAWS": draws, "TYPE": number, "TENSORS": 34, "PARTS": True, "ALIGNED": False}
-    constants |= {"TILE": kernels.TILE}
+    constants |= {"TILE": kernels.TILE, "INDEX": kernels.index_type(1)}
     level = next(level for level in (0.5, 2) if METHODS[method].allows(level))
     parameter = "i64" if isinstance(FORMULAS[method].parameter(level), int) else "fp32"
     signature = types | {"parameter": parameter} | dict.fromkeys(constants, "constexpr")
