@@ -1,4 +1,4 @@
-"""What a condition damages: units by lot, by score, in masks, at coordinates, beside what stays whole; on a real model."""
+"""What a condition damages: units by lot or by score, in masks, at coordinates, beside what stays whole."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from attrs import evolve
+from forkserver import ForkServer
 from helpers import Command, done, records_in, refused
 from safetensors.torch import save_file
 from tiny import build
 
 from runner.damage_model import DamagedModel
 from runner.errors import SpecError
-from runner.spec_methods import Method
 from runner.spec_sweep import Sweep
 from runner.spec_targets import Selection
 from runner.target_lesion import make_lesion
@@ -43,11 +43,10 @@ def saved(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, TargetFi
 
 def damaged(model: Any, selected: Selection, level: float, files: Mapping[str, TargetFile], **more: Any) -> Any:
     """The weights of a model under damage by name, and of the intact one; the model is intact again afterwards."""
-    method: Method = more.get("method", "ablation")
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     lesion = make_lesion(model, selected, files)
     with DamagedModel(lambda _: lesion) as damaged_model:
-        damaged_model.damage(selected.label, method, level, more.get("seed", SEED))
+        damaged_model.damage(selected.label, more.get("method", "ablation"), level, more.get("seed", SEED))
         after = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     return before, after
@@ -217,7 +216,7 @@ SWEEP = (
 )
 
 
-def test_a_study_of_selected_neurons_through_the_command(degrade: Command, study: Path) -> None:
+def test_a_study_of_selected_neurons_through_the_command(degrade: Command, forks: ForkServer, study: Path) -> None:
     """Curves, digests that verify, the file in the sidecar, and no going on with other scores."""
     refused(degrade("--set", SWEEP), 2, "sweeps[0].scores: there is no 'words.safetensors'", "degrade localize")
     scores(study / "specs")
@@ -226,7 +225,7 @@ def test_a_study_of_selected_neurons_through_the_command(degrade: Command, study
     assert groups == {f"mlp_only[neuron][{select} words]" for select in ("highest", "lowest", "random as highest")}
     (results,) = (study / "results").glob("outputs_*.json")
     assert "words.safetensors" in results.with_suffix(".toml").read_text()
-    done(degrade("verify", str(results.relative_to(study)), spec=""))
+    assert "9 damaged models, 0 differ" in done(forks.run("verify", str(results), cwd=study)).stderr
     assert "nothing to do" in done(degrade("--set", SWEEP)).stderr
     changed = {f"neuron.{i}": torch.zeros(NEURONS) for i in range(LAYERS)}
     saved(study / "specs" / "words.safetensors", changed)
