@@ -1,0 +1,119 @@
+"""Which units of a model are damaged: an exact share of them, at random, by a score, or as a file says.
+
+All of this is done on the CPU, so that it is the same wherever the model is.
+"""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from runner import philox
+from runner.errors import SpecError
+from runner.target_units import NO_LAYER, Units
+
+Within = Literal["group", "layer"]
+
+
+def exact_count(share: float, units: int) -> int:
+    """Share x units, rounded, halves up, the share as the decimal number that the spec has: 0.145 of 100 is 15."""
+    return math.floor(Fraction(repr(float(share))) * units + Fraction(1, 2))
+
+
+def chosen_units(units: Units, amount: float, *, order: Tensor, within: Within) -> Tensor:
+    """The first units in `order`, a share `amount` of all units or of those in each layer: bool [units].
+
+    For one order, whatever is chosen at an amount is chosen at every greater one.
+    """
+    if within == "group":
+        return _first(order, units.total, exact_count(amount, units.total))
+    chosen = torch.zeros(units.total, dtype=torch.bool)
+    for layer, place in units.slices.items():
+        inside = order[(order >= place.start) & (order < place.stop)]
+        chosen |= _first(inside, units.total, exact_count(amount, units.counts[layer]))
+    return chosen
+
+
+def random_order(units: Units, seed: int) -> Tensor:
+    """All units in a random order, int64 [units]: ascending by a 32-bit word that each has, then by number.
+
+    The words of a layer are those of the stream ("units", "KIND LAYER") of the seed, so that they do not depend on what
+    other layers the group has.
+    """
+    words = [
+        torch.from_numpy(philox.words(seed, philox.stream_id("units", f"{units.kind} {layer}"), 0, count)).long()
+        for layer, count in units.counts.items()
+    ]
+    return torch.cat(words).argsort(stable=True)
+
+
+def score_order(units: Units, scores: Mapping[str, Tensor], *, highest: bool) -> Tensor:
+    """All units by their score, the highest or the lowest first, equal ones by number: int64 [units].
+
+    `scores` has a tensor for each layer, `KIND.LAYER`, and one for all where layers have one unit each, or share them:
+    `layer` [layers of the model], `channel` [channels].
+
+    Raises:
+        SpecError: a score is missing, or is no number.
+    """
+    found = in_order(units, scores, "score").to(torch.float64)
+    if found.isnan().any():
+        layer = next(layer for layer, place in units.slices.items() if found[place].isnan().any())
+        raise SpecError(f"scores: {name_of(units, layer)} has scores that are no number (NaN)")
+    return found.argsort(descending=highest, stable=True)
+
+
+def marked_units(units: Units, masks: Mapping[str, Tensor]) -> Tensor:
+    """The units that a file marks, in tensors named as those of scores: bool [units].
+
+    Raises:
+        SpecError: a mask is missing, or is not boolean.
+    """
+    found = in_order(units, masks, "mask")
+    if found.dtype != torch.bool:
+        raise SpecError(f"masks: {name_of(units, next(iter(units.counts)))} has values of {found.dtype}, not bool")
+    return found
+
+
+def matched_random(units: Units, chosen: Tensor, seed: int) -> Tensor:
+    """As many random units in every layer as `chosen` has there, bool [units]; some may be the same ones."""
+    order = random_order(units, seed)
+    found = torch.zeros(units.total, dtype=torch.bool)
+    for place in units.slices.values():
+        inside = order[(order >= place.start) & (order < place.stop)]
+        found |= _first(inside, units.total, int(chosen[place].sum()))
+    return found
+
+
+def name_of(units: Units, layer: int) -> str:
+    """The name of the tensor in a file that speaks of the units of a layer."""
+    return units.kind if layer == NO_LAYER or units.kind == "layer" else f"{units.kind}.{layer}"
+
+
+def in_order(units: Units, tensors: Mapping[str, Tensor], what: str) -> Tensor:
+    """What a file says of each unit, [units].
+
+    Raises:
+        SpecError: a tensor is missing, or has not one value for each unit.
+    """
+    found = []
+    for layer, count in units.counts.items():
+        name = name_of(units, layer)
+        length = units.layers if units.kind == "layer" else count
+        if name not in tensors:
+            raise SpecError(f"{what}s: there is no tensor {name!r}; there are: {', '.join(sorted(tensors)) or 'none'}")
+        if tuple(tensors[name].shape) != (length,):
+            shape = list(tensors[name].shape)
+            raise SpecError(f"{what}s: {name} has the shape {shape}, [{length}] is needed: one {what} for each unit")
+        found.append(tensors[name][layer].view(1) if units.kind == "layer" else tensors[name])
+    return torch.cat([values.cpu() for values in found])
+
+
+def _first(order: Tensor, total: int, count: int) -> Tensor:
+    """A mask of the first units of an order."""
+    mask = torch.zeros(total, dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask
