@@ -7,7 +7,7 @@ import torch
 from attrs import asdict, astuple, frozen
 from torch import Tensor
 
-from runner.damage_methods import blocks
+from runner.damage_blocks import blocks
 from runner.target_tensor import Target
 
 

@@ -6,16 +6,16 @@ All of this is done on the CPU, so that it is the same wherever the model is.
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from runner import philox
 from runner.errors import SpecError
+from runner.spec_choice import Within
 from runner.target_units import NO_LAYER, Units
 
-Within = Literal["group", "layer"]
+SHOWN = 6
 
 
 def exact_count(share: float, units: int) -> int:
@@ -50,31 +50,33 @@ def random_order(units: Units, seed: int) -> Tensor:
     return torch.cat(words).argsort(stable=True)
 
 
-def score_order(units: Units, scores: Mapping[str, Tensor], *, highest: bool) -> Tensor:
+def score_order(units: Units, scores: Mapping[str, Tensor], *, highest: bool, key: str = "scores") -> Tensor:
     """All units by their score, the highest or the lowest first, equal ones by number: int64 [units].
 
     `scores` has a tensor for each layer, `KIND.LAYER`, and one for all where layers have one unit each, or share them:
-    `layer` [layers of the model], `channel` [channels].
+    `layer` [layers of the model], `channel` [channels]. `key` is the path in the spec, for errors.
 
     Raises:
         SpecError: a score is missing, or is no number.
     """
-    found = in_order(units, scores, "score").to(torch.float64)
+    found = in_order(units, scores, key).to(torch.float64)
     if found.isnan().any():
         layer = next(layer for layer, place in units.slices.items() if found[place].isnan().any())
-        raise SpecError(f"scores: {name_of(units, layer)} has scores that are no number (NaN)")
+        raise SpecError(f"{key}: {name_of(units, layer)} has scores that are no number (NaN)")
     return found.argsort(descending=highest, stable=True)
 
 
-def marked_units(units: Units, masks: Mapping[str, Tensor]) -> Tensor:
+def marked_units(units: Units, masks: Mapping[str, Tensor], *, key: str = "mask") -> Tensor:
     """The units that a file marks, in tensors named as those of scores: bool [units].
 
     Raises:
         SpecError: a mask is missing, or is not boolean.
     """
-    found = in_order(units, masks, "mask")
+    found = in_order(units, masks, key)
     if found.dtype != torch.bool:
-        raise SpecError(f"masks: {name_of(units, next(iter(units.counts)))} has values of {found.dtype}, not bool")
+        raise SpecError(f"{key}: {name_of(units, next(iter(units.counts)))} has values of {found.dtype}, not bool")
+    if not found.any():
+        raise SpecError(f"{key}: marks no {units.kind} of the group")
     return found
 
 
@@ -93,7 +95,7 @@ def name_of(units: Units, layer: int) -> str:
     return units.kind if layer == NO_LAYER or units.kind == "layer" else f"{units.kind}.{layer}"
 
 
-def in_order(units: Units, tensors: Mapping[str, Tensor], what: str) -> Tensor:
+def in_order(units: Units, tensors: Mapping[str, Tensor], key: str) -> Tensor:
     """What a file says of each unit, [units].
 
     Raises:
@@ -104,10 +106,11 @@ def in_order(units: Units, tensors: Mapping[str, Tensor], what: str) -> Tensor:
         name = name_of(units, layer)
         length = units.layers if units.kind == "layer" else count
         if name not in tensors:
-            raise SpecError(f"{what}s: there is no tensor {name!r}; there are: {', '.join(sorted(tensors)) or 'none'}")
+            listed = ", ".join(sorted(tensors)[:SHOWN]) or "nothing"
+            raise SpecError(f"{key}: the file holds no tensor {name!r}, but {listed}")
         if tuple(tensors[name].shape) != (length,):
             shape = list(tensors[name].shape)
-            raise SpecError(f"{what}s: {name} has the shape {shape}, [{length}] is needed: one {what} for each unit")
+            raise SpecError(f"{key}: {name} has the shape {shape}, [{length}] is needed: one number for each unit")
         found.append(tensors[name][layer].view(1) if units.kind == "layer" else tensors[name])
     return torch.cat([values.cpu() for values in found])
 

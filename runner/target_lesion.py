@@ -11,20 +11,19 @@ from runner import philox
 from runner.spec_choice import Within
 from runner.spec_methods import METHODS, PLAIN, Method, Options
 from runner.spec_targets import Selection
+from runner.target_choice import chosen_units, marked_units, matched_random, random_order, score_order
 from runner.target_groups import resolve_targets
 from runner.target_scores import (
-    allowed_units,
     at_coordinates,
     by_weight,
     first_weights,
     masked,
     protect,
     read_tensors,
-    unit_values,
     values_of_weights,
 )
 from runner.target_tensor import Target
-from runner.target_units import Units, chosen_units, find_units, masks_of, matched_random, random_order, restricted
+from runner.target_units import Units, find_units, masks_of
 from runner.task_files import TargetFile
 
 NO_FILES: Mapping[str, TargetFile] = {}
@@ -90,23 +89,21 @@ def make_lesion(
     targets = tuple(locate(targets))
     if choice.coordinates:
         targets = at_coordinates(targets, choice.coordinates, f"{selection.key}.coordinates")
+    if choice.scores is not None and units is not None:
+        key = f"{selection.key}.scores"
+        order = score_order(units, read_tensors(files[choice.scores], key), highest=choice.select != "lowest", key=key)
     if choice.mask is not None:
         key = f"{selection.key}.mask"
         tensors = read_tensors(files[choice.mask], key)
         if units is None:
             targets = masked(targets, tensors, key)
         else:
-            targets, units = restricted(targets, units, allowed_units(units, tensors, key))
-    if choice.scores is not None:
-        key, highest = f"{selection.key}.scores", choice.select != "lowest"
-        tensors = read_tensors(files[choice.scores], key)
-        if units is None:
-            targets = tuple(map(by_weight, targets))
-            values = [values_of_weights(target, tensors, key).double() for target in targets]
-            scores = tuple(value if highest else -value for value in values)
-        else:
-            value = unit_values(units, tensors, key).double()
-            order = torch.argsort(-value if highest else value, stable=True)
+            targets, units, order = _restricted(targets, units, order, marked_units(units, tensors, key=key))
+    if choice.scores is not None and units is None:
+        key = f"{selection.key}.scores"
+        targets, tensors = tuple(map(by_weight, targets)), read_tensors(files[choice.scores], key)
+        values = [values_of_weights(target, tensors, key).double() for target in targets]
+        scores = tuple(-value if choice.select == "lowest" else value for value in values)
     if choice.protect is not None and not targets[0].weight.is_meta:
         which, share = choice.protect.split()
         targets = tuple(protect(target, which, float(share)) for target in targets)
@@ -119,6 +116,24 @@ def make_lesion(
         scores=scores,
         matched=choice.select == "matched",
     )
+
+
+def _restricted(
+    targets: Sequence[Target], units: Units, order: Tensor | None, marked: Tensor
+) -> tuple[tuple[Target, ...], Units, Tensor | None]:
+    """The same with the marked units alone, numbered anew; tensors that have none of them are left out."""
+    numbers = torch.where(marked, marked.cumsum(0) - 1, -1)
+    counts = {layer: int(marked[place].sum()) for layer, place in units.slices.items()}
+    tables = [torch.where(ids >= 0, numbers[ids.clamp(min=0)], -1) for ids in units.ids]
+    kept = [
+        (evolve(target, units=evolve(target.all_units, chosen=table >= 0)), table)
+        for target, table in zip(targets, tables, strict=True)
+        if bool((table >= 0).any())
+    ]
+    left = evolve(
+        units, counts={layer: count for layer, count in counts.items() if count}, ids=tuple(table for _, table in kept)
+    )
+    return tuple(target for target, _ in kept), left, None if order is None else numbers[order[marked[order]]]
 
 
 def _words(target: Target, seed: int) -> Tensor:

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.errors import SpecError
+from runner.target_choice import exact_count
 from runner.target_tensor import Target, UnitSet
-from runner.target_units import Units
 from runner.task_files import TargetFile, file_digest
 
 Tensors = Mapping[str, Tensor]
@@ -29,24 +29,6 @@ def read_tensors(file: TargetFile, key: str) -> Tensors:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
     except (SafetensorError, OSError) as error:
         raise SpecError(f"{key}: {file.path} is no safetensors file: {error}") from None
-
-
-def unit_values(units: Units, tensors: Tensors, key: str) -> Tensor:
-    """The values of all units, by id; the tensors are `neuron.0`, `neuron.1` and so on, or `channel` or `layer` alone.
-
-    Raises:
-        SpecError: a tensor is missing, or has another length than its layer has units.
-    """
-    found = []
-    for layer, count in units.counts.items():
-        name = units.kind if units.kind in {"channel", "layer"} else f"{units.kind}.{layer}"
-        values = _tensor(name, tensors, key)
-        if units.kind == "layer":
-            values = values[layer : layer + 1]
-        if values.shape != (count,):
-            raise SpecError(f"{key}: {name} is {list(values.shape)}, and the model has {count} of them")
-        found.append(values)
-    return _checked(torch.cat(found), key)
 
 
 def values_of_weights(target: Target, tensors: Tensors, key: str) -> Tensor:
@@ -98,14 +80,6 @@ def _boolean(values: Tensor, key: str) -> Tensor:
     return values
 
 
-def allowed_units(units: Units, tensors: Tensors, key: str) -> Tensor:
-    """Which units a mask allows, bool, by id."""
-    allowed = _boolean(unit_values(units, tensors, key), key)
-    if not bool(allowed.any()):
-        raise SpecError(f"{key}: allows no {units.kind}")
-    return allowed
-
-
 def at_coordinates(
     targets: Sequence[Target], coordinates: Sequence[Sequence[str | int]], key: str
 ) -> tuple[Target, ...]:
@@ -117,18 +91,9 @@ def at_coordinates(
     by_name = {target.name: target for target in targets}
     flat: dict[str, list[int]] = {}
     for name, *indices in coordinates:
-        target, shape = by_name.get(str(name)), ()
-        if target is not None:
-            shape = tuple(target.weight.shape)
-        if (
-            target is None
-            or len(shape) != len(indices)
-            or any(i >= n for i, n in zip(map(int, indices), shape, strict=True))
-        ):
-            has = f"is {list(shape)}" if target is not None else f"is not in the group: {', '.join([*by_name][:3])} ..."
-            raise SpecError(f"{key}: {[name, *indices]}: {name} {has}")
-        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        flat.setdefault(str(name), []).append(sum(int(i) * s for i, s in zip(indices, strides, strict=True)))
+        if (target := by_name.get(str(name))) is None:
+            raise SpecError(f"{key}: {name} is not in the group: {', '.join([*by_name][:3])} ...")
+        flat.setdefault(target.name, []).append(_flat_index(target, [int(index) for index in indices], key))
     found = []
     for target in targets:
         if target.name in flat:
@@ -138,6 +103,14 @@ def at_coordinates(
             if found[-1].count < len({*flat[target.name]}):
                 raise SpecError(f"{key}: some of {target.name} are in another part of that tensor than the group's")
     return tuple(found)
+
+
+def _flat_index(target: Target, indices: Sequence[int], key: str) -> int:
+    """The place of a weight in the flat storage of its tensor."""
+    shape = list(target.weight.shape)
+    if len(indices) != len(shape) or any(index >= size for index, size in zip(indices, shape, strict=True)):
+        raise SpecError(f"{key}: {target.name} has no weight {list(indices)}: it is {shape}")
+    return sum(index * math.prod(shape[axis + 1 :]) for axis, index in enumerate(indices))
 
 
 def by_weight(target: Target) -> Target:
@@ -156,9 +129,9 @@ def first_weights(target: Target, values: Tensor, share: float) -> Tensor:
 
     The target's units are single weights.
     """
-    own = by_weight(target).units.chosen if target.units is None else target.units.chosen
+    own = target.all_units.chosen
     places = own.nonzero().squeeze(1)
-    count = math.floor(share * len(places) + 0.5)
+    count = exact_count(share, len(places))
     chosen = torch.zeros_like(own)
     chosen[places[torch.argsort(values[places], stable=True)[:count]]] = True
     return chosen

@@ -63,6 +63,7 @@ class Target:
     name: str
     weight: Tensor
     units: UnitSet | None = None  # None: all of the tensor
+    protected: Tensor | None = None  # flat indices of weights that stay whole, int64
 
     @property
     def all_units(self) -> UnitSet:

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
 from runner.errors import SpecError
+from runner.spec_choice import UnitKind
 from runner.target_axes import WeightLocation, unit_set
 from runner.target_families import FAMILIES, Role, inexact
 from runner.target_groups import head_of, layer_of, text_of
 from runner.target_tensor import Target
-
-UnitKind = Literal["neuron", "head", "kv_head", "channel", "expert", "layer"]
 
 # The axes along which units of a kind are counted, and the roles of the tensors in which they have weights. A tensor
 # takes part if it has the last of the axes. A channel runs through all layers, in whatever reads or writes it.

@@ -43,7 +43,7 @@ QUANT = 'method = "uni_quant", levels = [16, 4], group = "mlp_only"'
         ('method = "bit_flip", levels = [0.1], group = "mlp_up", bits = [14, 3]', "mlp_up[bits 14 3]", False),
     ],
 )  # fmt: skip
-def test_labels_tell_what_is_chosen_and_whether_by_lot(tmp_path: Path, sweep: str, label: str, random: bool) -> None:
+def test_labels_tell_what_is_chosen_and_how(tmp_path: Path, sweep: str, label: str, *, random: bool) -> None:
     """Every key that decides about the weights stands in the label; the spec written back reads equal."""
     spec = spec_of(tmp_path, sweep)
     assert list(spec.selections()) == [label]
@@ -55,7 +55,9 @@ def test_labels_tell_what_is_chosen_and_whether_by_lot(tmp_path: Path, sweep: st
 def test_repeats_share_a_damaged_model_unless_something_is_drawn() -> None:
     """Also where a method draws nothing but its units are drawn; level 0 is the baseline however they are."""
     assert weights_key("mlp_only", "uni_quant", 4, 1) == weights_key("mlp_only", "uni_quant", 4, 2)
-    assert weights_key("mlp_only[share 0.5]", "uni_quant", 4, 1) != weights_key("mlp_only[share 0.5]", "uni_quant", 4, 2)
+    assert weights_key("mlp_only[share 0.5]", "uni_quant", 4, 1) != weights_key(
+        "mlp_only[share 0.5]", "uni_quant", 4, 2
+    )
     assert weights_key("mlp_only[head]", "ablation", 0.0, 1) == weights_key("mlp_only[head]", "ablation", 0.0, 2)
 
 
