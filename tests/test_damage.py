@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from runner import damage_methods as damages
+from runner import damage_blocks as damages
 from runner import philox, target_groups
 from runner.damage_methods import damage, keep_baseline, restore
 from runner.damage_model import DamagedModel
