@@ -7,7 +7,6 @@ of one tensor, as long as the weight itself, and counts keys 15 or 31 times; shu
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -15,18 +14,13 @@ from torch import Tensor
 from runner import philox
 from runner.damage_blocks import BLOCK, blocks, drawn
 from runner.errors import SpecError
-from runner.spec_methods import Options
+from runner.spec_methods import Options, exact_count
 from runner.target_tensor import Target
 
 Change = Callable[[int, Tensor], Tensor]  # from the flat index of a block, and its weights, to the damaged ones
 
 HALF = 2**31
 MARGIN = 6  # standard deviations of the number of words below a limit
-
-
-def amount_of(share: float, count: int) -> int:
-    """A share of a number of things, in whole things: the decimals of the spec are meant, and a half is rounded up."""
-    return math.floor(Fraction(repr(float(share))) * count + Fraction(1, 2))
 
 
 def prune(target: Target, original: Tensor, share: float, seed: int, options: Options) -> Change:  # noqa: ARG001 - as all
@@ -36,7 +30,7 @@ def prune(target: Target, original: Tensor, share: float, seed: int, options: Op
     each tensor, as in Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"
     (arXiv:1506.02626), without training again.
     """
-    amount = amount_of(share, target.count)
+    amount = exact_count(share, target.count)
     if not amount:
         return lambda _, weights: weights
     keys = _magnitudes(target, original, options)
@@ -96,15 +90,16 @@ def shuffle(target: Target, original: Tensor, share: float, seed: int, options: 
     Those with the smallest words of the tensor's stream are chosen, so that the chosen ones are nested along a sweep;
     the places they go to are not. The first place that is chosen gets what has the smallest word, the next what has the
     next: sorting by random keys makes every permutation equally likely. Of equal words the first in the tensor goes
-    first.
+    first. Pairs of rows or columns change places with each other, those of the two smallest words, the next two and so
+    on; an odd one stays.
     """
     if options.pieces == "weights":
         return _shuffle_weights(target, original, share, seed)
-    return _shuffle_lines(target, original, share, seed, rows=options.pieces == "rows")
+    return _shuffle_lines(target, original, share, seed, options)
 
 
 def _shuffle_weights(target: Target, original: Tensor, share: float, seed: int) -> Change:
-    amount = amount_of(share, target.count)
+    amount = exact_count(share, target.count)
     limit = _generous_limit(share, target.count)
     found = _below(target, seed, limit)
     if len(found) < amount:  # less likely than 1e-8, and nothing depends on it but time
@@ -144,10 +139,17 @@ def _below(target: Target, seed: int, limit: int) -> Tensor:
     return torch.cat(indices)[torch.cat(words).argsort(stable=True)]
 
 
-def _shuffle_lines(target: Target, original: Tensor, share: float, seed: int, *, rows: bool) -> Change:
+def _shuffle_lines(target: Target, original: Tensor, share: float, seed: int, options: Options) -> Change:
     """Rows, or columns, of a tensor read as [all else, last dimension]; those of a part move within that part."""
-    width = original.shape[-1]
-    source = _line_sources(target, width, share, seed, rows=rows).to(target.weight.device)
+    width, rows = original.shape[-1], options.pieces.startswith("row")
+    moved, count = _moved_lines(target, width, share, seed, rows=rows)
+    source = torch.arange(count)
+    if options.pieces.endswith("pairs"):
+        one, other = moved[0 : len(moved) // 2 * 2 : 2], moved[1::2]
+        source[one], source[other] = other, one
+    else:
+        source[moved.sort().values] = moved
+    source = source.to(target.weight.device)
 
     def shuffled(first: int, weights: Tensor) -> Tensor:
         flat = torch.arange(first, first + weights.numel(), device=weights.device)
@@ -158,16 +160,14 @@ def _shuffle_lines(target: Target, original: Tensor, share: float, seed: int, *,
     return shuffled
 
 
-def _line_sources(target: Target, width: int, share: float, seed: int, *, rows: bool) -> Tensor:
-    """Where the content of each row, or column, comes from, int64 [rows or columns] on the host."""
+def _moved_lines(target: Target, width: int, share: float, seed: int, *, rows: bool) -> tuple[Tensor, int]:
+    """The rows, or columns, that move, int64 on the host, by their words; and how many the tensor has."""
     height = target.weight.numel() // width
     usable = _lines_of(target, width)[0 if rows else 1].nonzero().view(-1)
     stream = philox.stream_id("damage", target.name)
     words = torch.from_numpy(philox.words(seed, stream, 0, height if rows else width)).to(torch.int64)
-    source = torch.arange(height if rows else width)
-    moved = usable[words[usable].argsort(stable=True)][: amount_of(share, len(usable))]
-    source[moved.sort().values] = moved
-    return source
+    moved = usable[words[usable].argsort(stable=True)][: exact_count(share, len(usable))]
+    return moved, len(words)
 
 
 def _lines_of(target: Target, width: int) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ from runner.run_start import Start
 from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, start_workers
 from runner.run_writer import RecordWriter
 from runner.spec import Spec
+from runner.task_files import digests_of
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens, check, tokenise
 
@@ -204,7 +205,7 @@ def open_writer(
         "tokens_digest": tokens_digest(tokens.flat),
         "perplexity_digest": text_digest(tokens.perplexity_ids) or "none",
         "picture": tokens.image_inputs.digest if tokens.image_inputs else "none",
-        **({"files": study.inputs.digests} if study.inputs.files else {}),
+        **({"files": digests_of(study.inputs.files)} if study.inputs.files else {}),
         "groups": {group: list(facts.tensors[group]) for group in groups},
     }
     sidecar = Sidecar(experiment.file.path, study.spec, provenance, experiment.past.sidecar, experiment.shard)

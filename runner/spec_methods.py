@@ -1,6 +1,8 @@
 """One row per damage method: what its levels may be, how they are spaced, which way damage grows, what it draws."""
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Literal
 
 from attrs import frozen
@@ -12,7 +14,7 @@ Draws = Literal["normals", "words", "nothing"]  # one for each weight; words are
 Spacing = Literal["linear", "geometric"]  # geometric levels are rounded to whole numbers
 Bits = Literal["all", "mantissa", "exponent", "sign"] | tuple[int, ...]  # positions count from the lowest bit, 0
 Per = Literal["tensor", "row"]
-Pieces = Literal["weights", "rows", "columns"]
+Pieces = Literal["weights", "rows", "columns", "row pairs", "column pairs"]
 Order = Literal["smallest", "largest"]
 Option = Literal["bits", "per", "pieces", "order", "share"]
 
@@ -110,6 +112,11 @@ METHODS: dict[Method, DamageMethod] = {
 def is_no_op(method: Method, level: float, options: Options = PLAIN) -> bool:
     """Whether a level leaves every weight as it is."""
     return level == METHODS[method].neutral or options.share == 0
+
+
+def exact_count(share: float, number: int) -> int:
+    """Share x number, rounded, halves up; the share is the decimal number that the spec has: 0.145 of 100 is 15."""
+    return math.floor(Fraction(repr(float(share))) * number + Fraction(1, 2))
 
 
 def bit_positions(bits: Bits, dtype: str) -> tuple[int, ...]:

@@ -3,9 +3,7 @@
 All of this is done on the CPU, so that it is the same wherever the model is.
 """
 
-import math
 from collections.abc import Mapping
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -13,14 +11,10 @@ from torch import Tensor
 from runner import philox
 from runner.errors import SpecError
 from runner.spec_choice import Within
+from runner.spec_methods import exact_count
 from runner.target_units import NO_LAYER, Units
 
 SHOWN = 6
-
-
-def exact_count(share: float, units: int) -> int:
-    """Share x units, rounded, halves up, the share as the decimal number that the spec has: 0.145 of 100 is 15."""
-    return math.floor(Fraction(repr(float(share))) * units + Fraction(1, 2))
 
 
 def chosen_units(units: Units, amount: float, *, order: Tensor, within: Within) -> Tensor:

@@ -83,39 +83,44 @@ def make_lesion(
         SpecError: the model does not have what it names, or a file is not about this model.
     """
     choice, targets = selection.choice, resolve_targets(model, selection)
-    units, order, scores = None, None, None
+    units: Units | None = None
     if choice.unit != "weight":
         targets, units = find_units(model, targets, choice.unit, f"{selection.key}.unit")
     targets = tuple(locate(targets))
     if choice.coordinates:
         targets = at_coordinates(targets, choice.coordinates, f"{selection.key}.coordinates")
-    if choice.scores is not None and units is not None:
+    lesion = _of_units(targets, units, selection, files) if units else _of_weights(targets, selection, files)
+    if choice.protect is not None and not targets[0].weight.is_meta:
+        which, share = choice.protect.split()
+        lesion = evolve(lesion, targets=tuple(protect(target, which, float(share)) for target in lesion.targets))
+    return evolve(lesion, options=selection.options, within=choice.within, matched=choice.select == "matched")
+
+
+def _of_units(
+    targets: tuple[Target, ...], units: Units, selection: Selection, files: Mapping[str, TargetFile]
+) -> Lesion:
+    choice, order = selection.choice, None
+    if choice.scores is not None:
         key = f"{selection.key}.scores"
         order = score_order(units, read_tensors(files[choice.scores], key), highest=choice.select != "lowest", key=key)
     if choice.mask is not None:
         key = f"{selection.key}.mask"
-        tensors = read_tensors(files[choice.mask], key)
-        if units is None:
-            targets = masked(targets, tensors, key)
-        else:
-            targets, units, order = _restricted(targets, units, order, marked_units(units, tensors, key=key))
-    if choice.scores is not None and units is None:
-        key = f"{selection.key}.scores"
-        targets, tensors = tuple(map(by_weight, targets)), read_tensors(files[choice.scores], key)
-        values = [values_of_weights(target, tensors, key).double() for target in targets]
-        scores = tuple(-value if choice.select == "lowest" else value for value in values)
-    if choice.protect is not None and not targets[0].weight.is_meta:
-        which, share = choice.protect.split()
-        targets = tuple(protect(target, which, float(share)) for target in targets)
-    return Lesion(
-        targets=targets,
-        options=selection.options,
-        within=choice.within,
-        units=units,
-        order=order,
-        scores=scores,
-        matched=choice.select == "matched",
-    )
+        marked = marked_units(units, read_tensors(files[choice.mask], key), key=key)
+        targets, units, order = _restricted(targets, units, order, marked)
+    return Lesion(targets=targets, units=units, order=order)
+
+
+def _of_weights(targets: tuple[Target, ...], selection: Selection, files: Mapping[str, TargetFile]) -> Lesion:
+    choice = selection.choice
+    if choice.mask is not None:
+        key = f"{selection.key}.mask"
+        targets = masked(targets, read_tensors(files[choice.mask], key), key)
+    if choice.scores is None:
+        return Lesion(targets=targets)
+    key = f"{selection.key}.scores"
+    targets, tensors = tuple(map(by_weight, targets)), read_tensors(files[choice.scores], key)
+    values = [values_of_weights(target, tensors, key).double() for target in targets]
+    return Lesion(targets=targets, scores=tuple(-value if choice.select == "lowest" else value for value in values))
 
 
 def _restricted(

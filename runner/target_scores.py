@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.errors import SpecError
-from runner.target_choice import exact_count
+from runner.spec_methods import exact_count
 from runner.target_tensor import Target, UnitSet
 from runner.task_files import TargetFile, file_digest
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -17,6 +17,11 @@ class TargetFile:
 
     path: Path
     digest: str
+
+
+def digests_of(files: Mapping[str, TargetFile]) -> dict[str, str]:
+    """The digests of files, by their name in the spec."""
+    return {name: file.digest for name, file in files.items()}
 
 
 def find_target_files(spec: Spec, folders: Sequence[Path]) -> dict[str, TargetFile]:

@@ -34,11 +34,6 @@ class TaskInputs:
     picture: Picture | None
     files: Mapping[str, TargetFile] = field(factory=dict)  # that the sweeps name: scores and masks
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """Of the files, by their name in the spec."""
-        return {name: file.digest for name, file in self.files.items()}
-
 
 @frozen(kw_only=True)
 class Tokens:

@@ -18,11 +18,10 @@ from torch import Tensor
 from runner import damage_blocks, philox
 from runner.damage_effect import change_sums, evidence
 from runner.damage_methods import damage, keep_baseline, restore
-from runner.damage_rearranging import amount_of
 from runner.damage_statistics import folded, statistic
 from runner.errors import SpecError
 from runner.spec_choice import weights_key
-from runner.spec_methods import METHODS, Method, Options, bit_positions, is_no_op
+from runner.spec_methods import METHODS, Method, Options, Pieces, bit_positions, exact_count, is_no_op
 from runner.target_tensor import Target, UnitSet
 
 NAME = "layers.3.mlp.up_proj.weight"
@@ -51,6 +50,8 @@ CASES: list[tuple[Method, float, Options]] = [
     ("shuffle", 0.3, PLAIN),
     ("shuffle", 0.3, Options(pieces="rows")),
     ("shuffle", 0.3, Options(pieces="columns")),
+    ("shuffle", 0.3, Options(pieces="row pairs")),
+    ("shuffle", 0.3, Options(pieces="column pairs")),
     *((method, level, Options(share=0.4)) for method, level in (("mult_gauss", 0.3), ("uni_quant", 5))),
     ("add_gauss", 0.7, Options(share=0.4, per="row")),
 ]
@@ -171,12 +172,16 @@ def rearranged(weight: Tensor, method: Method, level: float, options: Options, c
         first = places[order[: rounded_half_up(level, len(places))]]
         result.reshape(-1)[np.sort(first)] = 0 if method == "prune" else flat[first]
     else:
-        axis = 0 if options.pieces == "rows" else 1
+        axis = 0 if options.pieces.startswith("row") else 1
         lines, across = np.flatnonzero(chosen.any(axis=1 - axis)), np.flatnonzero(chosen.any(axis=axis))
         order = np.argsort(words_of("damage", weight.shape[axis])[lines], kind="stable")
         source = lines[order[: rounded_half_up(level, len(lines))]]
+        places = np.sort(source)
+        if options.pieces.endswith("pairs"):
+            source = source[: len(source) // 2 * 2]
+            places = source.reshape(-1, 2)[:, ::-1].reshape(-1)
         old, new = (result.copy(), result) if axis == 0 else (result.T.copy(), result.T)
-        new[np.ix_(np.sort(source), across)] = old[np.ix_(source, across)]
+        new[np.ix_(places, across)] = old[np.ix_(source, across)]
     return torch.from_numpy(result).view(weight.dtype)
 
 
@@ -248,9 +253,11 @@ def known_set(method: Method, share: float, options: Options, weight: Tensor) ->
     """What a shuffle chooses, also what happens to come back to its own place; None for other methods."""
     if method != "shuffle":
         return None
-    axis = {"weights": None, "rows": 0, "columns": 1}[options.pieces]
+    axis = {"weights": None, "rows": 0, "row pairs": 0, "columns": 1, "column pairs": 1}[options.pieces]
     count = weight.numel() if axis is None else weight.shape[axis]
-    places = np.argsort(words_of("damage", count), kind="stable")[: rounded_half_up(share, count)]
+    moved = rounded_half_up(share, count)
+    moved -= moved % 2 if options.pieces.endswith("pairs") else 0
+    places = np.argsort(words_of("damage", count), kind="stable")[:moved]
     line = np.isin(np.arange(count), places)
     shape = {None: tuple(weight.shape), 0: (-1, 1), 1: (1, -1)}[axis]
     return np.broadcast_to(line.reshape(shape), tuple(weight.shape))
@@ -337,7 +344,7 @@ def test_pruning_is_exact(order: str) -> None:
 @given(count=st.integers(0, 10**12), thousandths=st.integers(0, 1000))
 def test_amounts_are_rounded_half_up(count: int, thousandths: int) -> None:
     """As integers say."""
-    assert amount_of(thousandths / 1000, count) == (2 * count * thousandths + 1000) // 2000
+    assert exact_count(thousandths / 1000, count) == (2 * count * thousandths + 1000) // 2000
 
 
 def test_pruning_and_shuffling_a_large_tensor() -> None:
@@ -452,6 +459,22 @@ def test_a_share_is_of_weights() -> None:
     partly = damaged(weight, "mult_gauss", 0.3, Options(share=0.5)) != weight
     assert abs(np.corrcoef(zeroed.view(-1), partly.view(-1))[0, 1]) < 0.01
     assert is_no_op("uni_quant", 4, Options(share=0.0))
+
+
+@pytest.mark.parametrize("pieces", ["row pairs", "column pairs"])
+def test_pairs_change_places_with_each_other(pieces: Pieces) -> None:
+    """Each line that moved is where its partner was; an odd one stays, and pairs stay pairs at more damage."""
+    weight = torch.arange(21.0)[:, None].expand(21, 4).contiguous()
+    pairs: set[frozenset[int]] = set()
+    for share in (0.2, 0.55, 1.0):
+        options = Options(pieces=pieces)
+        found = damaged(weight if pieces == "row pairs" else weight.T.contiguous(), "shuffle", share, options)
+        places = (found if pieces == "row pairs" else found.T)[:, 0].long().tolist()
+        assert all(places[places[line]] == line for line in range(21))
+        swapped = {frozenset({line, place}) for line, place in enumerate(places) if line != place}
+        assert len(swapped) == exact_count(share, 21) // 2
+        assert pairs <= swapped
+        pairs = swapped
 
 
 def test_units_without_a_weight_leave_a_tensor_as_it_is() -> None:
