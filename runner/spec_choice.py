@@ -1,4 +1,4 @@
-"""Which units of a group a sweep damages: of which kind, how they are chosen, and what is left whole. No torch."""
+"""Which units of a group a sweep damages, as far as a spec says it: their kind, how they are chosen, what is spared."""
 
 import hashlib
 import json

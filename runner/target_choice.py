@@ -3,7 +3,7 @@
 All of this is done on the CPU, so that it is the same wherever the model is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ def chosen_units(units: Units, amount: float, *, order: Tensor, within: Within) 
 
     For one order, whatever is chosen at an amount is chosen at every greater one.
     """
-    if within == "group":
-        return _first(order, units.total, exact_count(amount, units.total))
     chosen = torch.zeros(units.total, dtype=torch.bool)
-    for layer, place in units.slices.items():
-        inside = order[(order >= place.start) & (order < place.stop)]
-        chosen |= _first(inside, units.total, exact_count(amount, units.counts[layer]))
+    if within == "group":
+        chosen[order[: exact_count(amount, units.total)]] = True
+        return chosen
+    for layer, inside in _by_layer(units, order):
+        chosen[inside[: exact_count(amount, units.counts[layer])]] = True
     return chosen
 
 
@@ -64,7 +64,7 @@ def marked_units(units: Units, masks: Mapping[str, Tensor], *, key: str = "mask"
     """The units that a file marks, in tensors named as those of scores: bool [units].
 
     Raises:
-        SpecError: a mask is missing, or is not boolean.
+        SpecError: a mask is missing, is not boolean, or marks nothing.
     """
     found = in_order(units, masks, key)
     if found.dtype != torch.bool:
@@ -76,11 +76,9 @@ def marked_units(units: Units, masks: Mapping[str, Tensor], *, key: str = "mask"
 
 def matched_random(units: Units, chosen: Tensor, seed: int) -> Tensor:
     """As many random units in every layer as `chosen` has there, bool [units]; some may be the same ones."""
-    order = random_order(units, seed)
     found = torch.zeros(units.total, dtype=torch.bool)
-    for place in units.slices.values():
-        inside = order[(order >= place.start) & (order < place.stop)]
-        found |= _first(inside, units.total, int(chosen[place].sum()))
+    for layer, inside in _by_layer(units, random_order(units, seed)):
+        found[inside[: int(chosen[units.slices[layer]].sum())]] = True
     return found
 
 
@@ -90,7 +88,7 @@ def name_of(units: Units, layer: int) -> str:
 
 
 def in_order(units: Units, tensors: Mapping[str, Tensor], key: str) -> Tensor:
-    """What a file says of each unit, [units].
+    """What a file says of each unit, [units]; `key` is the path of the file in the spec, for errors.
 
     Raises:
         SpecError: a tensor is missing, or has not one value for each unit.
@@ -100,17 +98,18 @@ def in_order(units: Units, tensors: Mapping[str, Tensor], key: str) -> Tensor:
         name = name_of(units, layer)
         length = units.layers if units.kind == "layer" else count
         if name not in tensors:
-            listed = ", ".join(sorted(tensors)[:SHOWN]) or "nothing"
-            raise SpecError(f"{key}: the file holds no tensor {name!r}, but {listed}")
+            listed = ", ".join(sorted(tensors)[:SHOWN]) or "none"
+            raise SpecError(f"{key}: there is no tensor {name!r}; there are: {listed}")
         if tuple(tensors[name].shape) != (length,):
             shape = list(tensors[name].shape)
-            raise SpecError(f"{key}: {name} has the shape {shape}, [{length}] is needed: one number for each unit")
+            raise SpecError(f"{key}: {name} has the shape {shape}, [{length}] is needed: one value for each unit")
         found.append(tensors[name][layer].view(1) if units.kind == "layer" else tensors[name])
     return torch.cat([values.cpu() for values in found])
 
 
-def _first(order: Tensor, total: int, count: int) -> Tensor:
-    """A mask of the first units of an order."""
-    mask = torch.zeros(total, dtype=torch.bool)
-    mask[order[:count]] = True
-    return mask
+def _by_layer(units: Units, order: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The units of each layer in this order."""
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    for layer, place in units.slices.items():
+        yield layer, rank[place].argsort() + place.start

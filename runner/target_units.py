@@ -45,7 +45,7 @@ class Units:
         """How many units there are."""
         return sum(self.counts.values())
 
-    @property
+    @cached_property
     def slices(self) -> dict[int, slice]:
         """The numbers of the units of each layer."""
         found, begin = {}, 0

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from runner.errors import SetupError, SpecError
 from runner.model_load import choose_device, load_model, load_tokenizer, locate, quieten
 from runner.model_placement import unpack_4bit
+from runner.run_setup import selection_of
 from runner.spec import Model, Spec
 from runner.spec_sweep import Sweep
+from runner.target_groups import resolve_targets
 
 CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]

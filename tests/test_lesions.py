@@ -180,7 +180,7 @@ def test_noise_in_a_share_of_the_heads(model: Any) -> None:
 @pytest.mark.parametrize(
     ("keys", "tensors", "message"),
     [
-        ({"unit": "neuron", "select": "highest"}, {"neuron.0": torch.zeros(NEURONS)}, "holds no tensor 'neuron.1'"),
+        ({"unit": "neuron", "select": "highest"}, {"neuron.0": torch.zeros(NEURONS)}, "there is no tensor 'neuron.1'"),
         ({"unit": "neuron", "select": "highest"}, {f"neuron.{i}": torch.zeros(3) for i in range(3)},
          "neuron.0 has the shape [3], [128] is needed"),
         ({"unit": "neuron", "select": "highest"}, {f"neuron.{i}": torch.full((NEURONS,), torch.nan) for i in range(3)},

@@ -14,6 +14,7 @@ from runner.decode_batch import BatchShape, Request
 from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
 from runner.model_load import load_model, locate
+from runner.run_setup import lesion_of, selection_of
 from runner.spec import Model, Spec
 from runner.spec_sweep import Sweep
 
