@@ -30,7 +30,7 @@ from runner.spec_methods import METHODS
 
 STEPS = 10  # of a colour scale, at most
 LIGHTEST = 0.85  # of cividis: its end is hard to tell from white paper
-DOT = 0.3  # of the width of a cell
+DOT = 0.22  # of the width of a cell
 CELL, DIGIT = 0.22, 0.07  # inches: of a cell at least, and of one character in the name of its layers
 WIDEST = 14.0  # inches of all cells side by side
 MARGIN = 1.9  # inches beside them, of names and scale
@@ -96,7 +96,7 @@ def draw_maps(metric: Metric, grid: Grid, cells: pl.DataFrame) -> Figure:
             chosen = [(axes, key, of) for axes, (key, of) in zip(panels, maps, strict=True) if key[0] == kind]
             for axes, (_, level), of in chosen:
                 _draw_map(axes, grid, of, scale, cell)
-                said = f"{_said_change(metric)} at {level:g}" if kind == "change" else "threshold"
+                said = f"{_said_change(metric, grid)}, at {level:g}" if kind == "change" else "threshold"
                 axes.set_title(f"{metric.label}, {grid.name}: {said}", fontsize=9, loc="left")
             _draw_scale(figure, [axes for axes, *_ in chosen], scale, _unit_of(kind, metric, grid))
         panels[-1].set_xlabel("layer")
@@ -106,8 +106,9 @@ def draw_maps(metric: Metric, grid: Grid, cells: pl.DataFrame) -> Figure:
     return figure
 
 
-def _said_change(metric: Metric) -> str:
-    return "times that of the reference" if metric.name in LOGARITHMIC else "change"
+def _said_change(metric: Metric, grid: Grid) -> str:
+    reference = "undamaged model" if grid.reference == "undamaged" else "least damaged level"
+    return f"times that of the {reference}" if metric.name in LOGARITHMIC else f"change from the {reference}"
 
 
 def _unit_of(kind: str, metric: Metric, grid: Grid) -> str:
