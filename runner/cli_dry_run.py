@@ -27,8 +27,10 @@ from runner.run_setup import spelt_out
 from runner.run_shard import Shard, of_shard
 from runner.spec import Spec
 from runner.spec_sweep import Sweep
-from runner.target_groups import is_tied, resolve_targets, untie_where_asked
+from runner.target_groups import is_tied, untie_where_asked
+from runner.target_lesion import make_lesion
 from runner.target_tensor import Target
+from runner.task_files import TargetFile
 from runner.task_tokens import TaskInputs, check, tokenise
 
 TENSORS_SHOWN = 3
@@ -49,7 +51,7 @@ def preview(
     Raises:
         SpecError, SetupError: as the run itself would.
     """
-    inputs = check(spec, spec_folder)
+    inputs = check(spec, spec_folder, results)
     spec = spelt_out(spec)
     rates = PastRates()
     pasts, finished = _read_pasts(spec, inputs, results, rates, force=force, shard=shard)
@@ -63,7 +65,7 @@ def preview(
     config = load_config(source)
     check_quantisation(config, load_4bit=spec.model.load_4bit)
     model = build_on_meta(config)
-    groups = _print_groups(spec, model, console)
+    groups = _print_groups(spec, model, inputs.files, console)
 
     tokens = tokenise(spec, inputs)
     for past in pasts if not force else ():
@@ -107,7 +109,9 @@ def _print_shapes(
     return max(shapes, key=lambda shape: shape.rows * shape.length)
 
 
-def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target, ...]]:
+def _print_groups(
+    spec: Spec, model: Any, files: Mapping[str, TargetFile], console: Console
+) -> list[tuple[Target, ...]]:
     """Print the tensors of every group, and return them."""
     selections = spec.selections()
     untie_where_asked(model, selections.values())
@@ -116,7 +120,7 @@ def _print_groups(spec: Spec, model: Any, console: Console) -> list[tuple[Target
     groups = []
     in_grids = {curve.label for sweep in spec.sweeps for curve in sweep.curves() if len(sweep.curves()) > 1}
     for label, selection in selections.items():
-        targets = resolve_targets(model, selection)
+        targets = make_lesion(model, selection, files).targets
         groups.append(targets)
         if label in in_grids:
             continue

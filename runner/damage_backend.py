@@ -11,16 +11,27 @@ import torch
 from torch import Tensor
 
 from runner import model_memory, philox
+from runner.damage_blocks import signed
 from runner.damage_digest import BLOCK as DIGEST_BLOCK
 from runner.damage_digest import coefficients_on, fingerprint
 from runner.damage_effect import ChangeSums, change_sums
-from runner.damage_methods import FORMULAS, Baseline, WithBounds, bounds, damage, keep_baseline, restore
-from runner.spec_methods import METHODS, Method, is_no_op
-from runner.target_tensor import Target, UnitSet
+from runner.damage_methods import (
+    FORMULAS,
+    Baseline,
+    BitFlips,
+    Rearranging,
+    WithStatistics,
+    bit_masks,
+    damage,
+    in_kernel,
+    keep_baseline,
+    restore,
+)
+from runner.damage_statistics import Statistic, statistic
+from runner.spec_methods import METHODS, PLAIN, Method, Options, is_no_op
+from runner.target_tensor import Target
 
 logger = logging.getLogger(__name__)
-
-WHOLE = UnitSet.of(1, 1, [0])  # a whole tensor as the kernels read it: one unit, chosen
 
 
 class DamageBackend(Protocol):
@@ -29,8 +40,16 @@ class DamageBackend(Protocol):
     targets: Sequence[Target]
     baseline: Baseline
 
-    def damage(self, method: Method, level: float, seed: int) -> None:
-        """Write the damaged weights of a condition."""
+    def damage(
+        self,
+        method: Method,
+        level: float,
+        seed: int,
+        *,
+        options: Options = PLAIN,
+        chosen: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Write the damaged weights of a condition; `chosen` as in `damage_methods.damage`."""
 
     def fingerprints(self) -> list[int]:
         """The fingerprint of each tensor."""
@@ -46,9 +65,17 @@ class TorchBackend:
         """Take over the targets and their baseline."""
         self.targets, self.baseline = targets, baseline
 
-    def damage(self, method: Method, level: float, seed: int) -> None:
+    def damage(
+        self,
+        method: Method,
+        level: float,
+        seed: int,
+        *,
+        options: Options = PLAIN,
+        chosen: Sequence[Tensor] | None = None,
+    ) -> None:
         """Write the damaged weights of a condition."""
-        damage(self.targets, self.baseline, method, level, seed)
+        damage(self.targets, self.baseline, method, level, seed, options=options, chosen=chosen)
 
     def fingerprints(self) -> list[int]:
         """The fingerprint of each tensor."""
@@ -69,17 +96,21 @@ class TritonBackend:
         self._kernels = kernels
         self.targets, self.baseline = targets, baseline
         self.device, self.dtype = targets[0].weight.device, targets[0].weight.dtype
+        self._known: dict[Statistic, Tensor] = {}
         self._counts = [target.weight.numel() for target in targets]
         self._parts = any(target.units is not None for target in targets)
-        sets = [target.units or WHOLE for target in targets]
+        sets = [target.all_units for target in targets]
         self._units = torch.cat([units.chosen for units in sets]).to(self.device, torch.uint8)
-        sizes = [units.size for units in sets]
-        first_units = [0, *accumulate(sizes[:-1])]
+        first_units = [0, *accumulate(len(units.chosen) for units in sets[:-1])]
         sources, destinations = [t.data_ptr() for t in baseline], [t.weight.data_ptr() for t in targets]
         self._aligned = all(address % 16 == 0 for address in (*sources, *destinations))
-        streams = [_signed(philox.stream_id("damage", target.name)) for target in targets]
-        inners = [units.inner for units in sets]
-        self._rows = [sources, destinations, self._counts, [], streams, sizes, inners, first_units]
+        streams, bit_streams = (
+            [signed(philox.stream_id(purpose, target.name)) for target in targets] for purpose in ("damage", "bits")
+        )
+        geometry = [[units.size, units.inner, units.repeats, units.period] for units in sets]
+        self._index = kernels.index_type(max(map(max, geometry)), len(self._units))
+        columns = [list(column) for column in zip(*geometry, strict=True)]
+        self._rows = [sources, destinations, self._counts, [], streams, *columns, first_units, bit_streams]
         self._tables, self._tiles = self._tabulate(4 * self._kernels.TILE)
         self._digest_tables, self._digest_tiles = self._tabulate(DIGEST_BLOCK)
 
@@ -90,31 +121,66 @@ class TritonBackend:
         owner = torch.repeat_interleave(torch.arange(len(tiles), dtype=torch.int32), tiles)
         return torch.tensor(rows, dtype=torch.int64, device=self.device), owner.to(self.device)
 
-    @cached_property
-    def _bounds(self) -> Tensor:
-        """The least and the greatest undamaged weight of each target, float64 [targets, 2]."""
-        found = [bounds(target, original) for target, original in zip(self.targets, self.baseline, strict=True)]
-        return torch.tensor(found, dtype=torch.float64, device=self.device)
+    def _details(self, method: Method, options: Options) -> Tensor:
+        """What the formula has to know of the weights or of the bits."""
+        formula = FORMULAS[method]
+        if isinstance(formula, BitFlips):
+            return bit_masks(formula.bits or options.bits, self.dtype).to(self.device, torch.int32)
+        return self._statistics(formula.statistic) if isinstance(formula, WithStatistics) else self._tables
 
-    def damage(self, method: Method, level: float, seed: int) -> None:
+    def _statistics(self, kind: Statistic) -> Tensor:
+        """A statistic of the undamaged weights of each target, float64 [targets, 2], found once."""
+        if kind not in self._known:
+            found = [statistic(kind, t, original) for t, original in zip(self.targets, self.baseline, strict=True)]
+            self._known[kind] = torch.cat(found).to(self.device)
+        return self._known[kind]
+
+    @cached_property
+    def _chosen(self) -> Tensor:
+        """Room for the units of a condition, as `_units` has all."""
+        return torch.empty_like(self._units)
+
+    def _mark(self, chosen: Sequence[Tensor]) -> Tensor:
+        """The units of a condition, as the kernels read them."""
+        lengths = [len(target.all_units.chosen) for target in self.targets]
+        for target, table, place in zip(self.targets, chosen, torch.split(self._chosen, lengths), strict=True):
+            place.copy_(target.choosing(table).all_units.chosen)
+        return self._chosen
+
+    def damage(
+        self,
+        method: Method,
+        level: float,
+        seed: int,
+        *,
+        options: Options = PLAIN,
+        chosen: Sequence[Tensor] | None = None,
+    ) -> None:
         """Restore and damage in one pass: read the baseline, write the weights."""
-        if is_no_op(method, level):
+        formula = FORMULAS[method]
+        if is_no_op(method, level, options):
             restore(self.targets, self.baseline)
             return
-        formula = FORMULAS[method]
+        if isinstance(formula, Rearranging) or not in_kernel(method, options):
+            damage(self.targets, self.baseline, method, level, seed, options=options, chosen=chosen)
+            return
+        details = self._details(method, options)
         with torch.cuda.device(self.device):
             self._kernels.damage[(len(self._tiles),)](
                 self._tables,
-                self._units,
+                self._units if chosen is None else self._mark(chosen),
                 self._tiles,
-                self._bounds if isinstance(formula, WithBounds) else self._tables,
+                details,
                 seed,
                 formula.parameter(level),
                 METHOD=method,
                 DRAWS=METHODS[method].draws,
                 TYPE=self._kernels.TYPES[self.dtype],
+                WORD=self._kernels.WORDS[self.dtype],
                 TENSORS=len(self.targets),
-                PARTS=self._parts,
+                PARTS=self._parts or chosen is not None,
+                INDEX=self._index,
+                BITS=len(details) if isinstance(formula, BitFlips) else 0,
                 ALIGNED=self._aligned,
                 TILE=self._kernels.TILE,
                 num_warps=4,
@@ -150,16 +216,12 @@ class TritonBackend:
                 TYPE=self._kernels.TYPES[self.dtype],
                 TENSORS=len(self.targets),
                 PARTS=self._parts,
+                INDEX=self._index,
                 WEIGHTS=4 * self._kernels.TILE,
                 num_warps=8,
             )
         changed, zeroed, change_squared, original_squared = partial.sum(dim=0).tolist()
         return ChangeSums(int(changed), int(zeroed), change_squared, original_squared)
-
-
-def _signed(word: int) -> int:
-    """The signed integer with the same 64 bits."""
-    return word - 2**64 if word >= 2**63 else word
 
 
 def make_backends(targets: Sequence[Target]) -> list[DamageBackend]:

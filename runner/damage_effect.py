@@ -7,7 +7,7 @@ import torch
 from attrs import asdict, astuple, frozen
 from torch import Tensor
 
-from runner.damage_methods import blocks
+from runner.damage_blocks import blocks
 from runner.target_tensor import Target
 
 
@@ -23,13 +23,16 @@ class ChangeSums:
 
 @frozen(kw_only=True)
 class DamageEffect:
-    """The change of one condition; `relative_change` is the norm of the change over that of the weights."""
+    """The change of one condition; `relative_change` is the norm of the change over that of the weights.
+
+    It is None where damaged weights, or some that there were before, are no finite numbers.
+    """
 
     tensors: int
     weights: int
     fraction_changed: float
     fraction_zeroed: float
-    relative_change: float
+    relative_change: float | None
     distinct_values: int | None  # of the tensor that has the most, after quantisation
 
     def as_table(self) -> dict[str, int | float]:
@@ -45,9 +48,14 @@ def evidence(targets: Sequence[Target], sums: ChangeSums, *, count_values: bool)
         weights=weights,
         fraction_changed=sums.changed / weights,
         fraction_zeroed=sums.zeroed / weights,
-        relative_change=math.sqrt(sums.change_squared / sums.original_squared) if sums.original_squared else 0.0,
+        relative_change=_relative_change(sums),
         distinct_values=max(map(distinct_values, targets)) if count_values else None,
     )
+
+
+def _relative_change(sums: ChangeSums) -> float | None:
+    ratio = sums.change_squared / sums.original_squared if sums.original_squared else 0.0
+    return math.sqrt(ratio) if math.isfinite(ratio) else None
 
 
 def change_sums(targets: Sequence[Target], baseline: Sequence[Tensor]) -> ChangeSums:

@@ -1,71 +1,27 @@
 """Damage, digest and sums on CUDA in Triton: one pass over a whole group, bit for bit what NumPy and PyTorch give.
 
 A launch covers all tensors of a group. `tables` [rows, tensors] int64 says of each tensor: address of its baseline,
-address of its weights, count, first tile, stream, then size and inner of its units and where they begin in `units`
-[all units] uint8, which says of each whether it is damaged. Each program looks up which tensor its tile is of. Offsets
-are 64-bit, multiplications and additions are never fused, the square root is correctly rounded.
+address of its weights, count, first tile, stream, then size, inner, repeats and period of its units (see `UnitSet`) and
+where they begin in `units` [all units] uint8, which says of each whether it is damaged; last the stream that says which
+bit flips. `details` are the statistics of each tensor [tensors, 2] float64 or, where bits are flipped, the mask of each
+bit [bits] int32. Each program looks up which tensor its tile is of. Offsets are 64-bit, multiplications and additions
+are never fused, the square root is correctly rounded.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from runner.philox_kernels import philox
+from runner.philox_kernels import draw
 
 TILE = 512  # Philox counters per program, four weights each; tried from 128 to 2048 with 1 to 8 warps
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WORDS = {torch.float32: tl.int32, torch.float16: tl.int16, torch.bfloat16: tl.int16}
 
 
-@triton.jit
-def _log_of_uniform(word):
-    uniform = word.to(tl.float32) * 2.0**-32 + 2.0**-33
-    bits = uniform.to(tl.int32, bitcast=True)
-    exponent = (bits >> 23) - 126
-    mantissa = ((bits & 0x007FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)
-    small = mantissa < 0.707106781186547524
-    exponent = (exponent - small.to(tl.int32)).to(tl.float32)
-    x = mantissa - 1.0
-    x = tl.where(small, x + mantissa, x)
-    square = x * x
-    y = x * 7.0376836292e-2 + -1.1514610310e-1
-    y = y * x + 1.1676998740e-1
-    y = y * x + -1.2420140846e-1
-    y = y * x + 1.4249322787e-1
-    y = y * x + -1.6668057665e-1
-    y = y * x + 2.0000714765e-1
-    y = y * x + -2.4999993993e-1
-    y = y * x + 3.3333331174e-1
-    y = y * x * square
-    y = y + exponent * -2.12194440e-4
-    y = y - 0.5 * square
-    return (x + y) + exponent * 0.693359375
-
-
-@triton.jit
-def _normal_pair(word0, word1):
-    radius = tl.sqrt_rn(-2.0 * _log_of_uniform(word0))
-    quarter = (word1 + tl.full((), 0x20000000, tl.uint32)) >> 30
-    rest = (word1 << 2).to(tl.int32, bitcast=True)
-    x = rest.to(tl.float32) * 3.65729529994141e-10
-    square = x * x
-    sine = (square * -1.9515295891e-4 + 8.3321608736e-3) * square
-    sine = (sine + -1.6666654611e-1) * square * x + x
-    cosine = (square * 2.443315711809948e-5 + -1.388731625493765e-3) * square
-    cosine = (cosine + 4.166664568298827e-2) * square * square
-    cosine = cosine - 0.5 * square + 1.0
-    swapped = (quarter & 1) == 1
-    turned_sine = tl.where(swapped, cosine, sine)
-    turned_cosine = tl.where(swapped, sine, cosine)
-    turned_sine = tl.where(quarter >= 2, -turned_sine, turned_sine)
-    turned_cosine = tl.where((quarter == 1) | (quarter == 2), -turned_cosine, turned_cosine)
-    return radius * turned_cosine, radius * turned_sine
-
-
-@triton.jit
-def _columns(a, b, c, d):
-    """Four arrays [counters] as one [counters, 4]."""
-    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (a.shape[0], 4))
+def index_type(*lengths: int) -> tl.dtype:
+    """The integers in which units are counted, of these lengths and numbers: 32 bits wherever they suffice."""
+    return tl.int32 if max(lengths) + 4 * TILE < 2**31 else tl.int64
 
 
 @triton.jit
@@ -78,32 +34,20 @@ def _tile(tables, tensor_of_tile, TENSORS: tl.constexpr, WEIGHTS: tl.constexpr):
 
 
 @triton.jit
-def _selected(flat, tables, units, tensor, TENSORS: tl.constexpr):
-    """Whether the weights at these flat indices belong to chosen units."""
-    size = tl.load(tables + 5 * TENSORS + tensor)
-    inner = tl.load(tables + 6 * TENSORS + tensor)
-    first_unit = tl.load(tables + 7 * TENSORS + tensor)
-    return tl.load(units + first_unit + flat // inner % size) != 0
+def _along(first, offset, step, length, INDEX: tl.constexpr):
+    """(first + offset) // step % length; what is 64-bit is divided once for a tile, not for every weight."""
+    begin, rest = first // step % length, first % step
+    return (begin.to(INDEX) + (rest.to(INDEX) + offset) // step.to(INDEX)) % length.to(INDEX)
 
 
 @triton.jit
-def _drawn(first, stream, seed, DRAWS: tl.constexpr, TILE: tl.constexpr):
-    """Words or normals of a tile's weights, [TILE, 4]."""
-    block = first // 4  # the first counter; a tile never crosses a multiple of 2**32
-    zero = tl.zeros((TILE,), tl.uint32)
-    key = seed.to(tl.int64)
-    w0, w1, w2, w3 = philox(
-        block.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32), zero + (block >> 32).to(tl.uint32),
-        zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32),
-        key.to(tl.uint32), (key >> 32).to(tl.uint32),
-    )  # fmt: skip
-    if DRAWS == "words":
-        drawn = _columns(w0, w1, w2, w3)
-    else:
-        z0, z1 = _normal_pair(w0, w1)
-        z2, z3 = _normal_pair(w2, w3)
-        drawn = _columns(z0, z1, z2, z3)
-    return drawn
+def _selected(first, offset, tables, units, tensor, TENSORS: tl.constexpr, INDEX: tl.constexpr):
+    """Whether the weights at these offsets from a flat index belong to chosen units."""
+    size = tl.load(tables + 5 * TENSORS + tensor)
+    unit = _along(first, offset, tl.load(tables + 6 * TENSORS + tensor), size, INDEX)
+    repeats, period = tl.load(tables + 7 * TENSORS + tensor), tl.load(tables + 8 * TENSORS + tensor)
+    unit += _along(first, offset, period, repeats, INDEX) * size.to(INDEX)
+    return tl.load(units + tl.load(tables + 9 * TENSORS + tensor) + unit) != 0
 
 
 @triton.jit
@@ -118,11 +62,21 @@ def _quantised(weight, low, high, parameter):
     return tl.where(span == 0.0, weight, value.to(weight.dtype))
 
 
+@triton.jit
+def _flipped(weight, first, stream, seed, masks, WORD: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr):
+    """The weights with one of `BITS` bits flipped; which one of several is drawn from a stream of its own."""
+    if BITS == 1:
+        mask = tl.load(masks)
+    else:
+        mask = tl.load(masks + tl.umulhi(draw(first, stream, seed, "words", TILE), tl.full((), BITS, tl.uint32)))
+    return (weight.to(WORD, bitcast=True) ^ mask.to(WORD)).to(weight.dtype, bitcast=True)
+
+
 @triton.jit(do_not_specialize=["seed", "parameter"])
 def damage(
-    tables, units, tensor_of_tile, bounds, seed, parameter,
-    METHOD: tl.constexpr, DRAWS: tl.constexpr, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
-    ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    tables, units, tensor_of_tile, details, seed, parameter,
+    METHOD: tl.constexpr, DRAWS: tl.constexpr, TYPE: tl.constexpr, WORD: tl.constexpr, TENSORS: tl.constexpr,
+    PARTS: tl.constexpr, INDEX: tl.constexpr, BITS: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, 4 * TILE)
     # A row per counter, so that the four weights of a counter meet their words in the registers of one thread.
@@ -134,16 +88,26 @@ def damage(
         source, destination = tl.multiple_of(source, 16), tl.multiple_of(destination, 16)
     weight = tl.load(source + offset, mask=inside, other=0.0)
     if DRAWS != "nothing":
-        drawn = _drawn(first, tl.load(tables + 4 * TENSORS + tensor), seed, DRAWS, TILE)
+        drawn = draw(first, tl.load(tables + 4 * TENSORS + tensor), seed, DRAWS, TILE)
     if METHOD == "mult_gauss":
         damaged = weight.to(tl.float32) * (drawn * parameter + 1.0)
     elif METHOD == "ablation":
         damaged = tl.where(drawn <= parameter.to(tl.uint32), 0.0, weight)
     elif METHOD == "uni_quant":
-        damaged = _quantised(weight, tl.load(bounds + 2 * tensor), tl.load(bounds + 2 * tensor + 1), parameter)
+        damaged = _quantised(weight, tl.load(details + 2 * tensor), tl.load(details + 2 * tensor + 1), parameter)
+    elif METHOD == "add_gauss":
+        scale = tl.load(details + 2 * tensor).to(tl.float32) * parameter
+        damaged = weight.to(tl.float32) + drawn * scale
+    elif METHOD == "mean":
+        damaged = tl.where(
+            drawn <= parameter.to(tl.uint32), tl.load(details + 2 * tensor).to(tl.float32).to(TYPE), weight
+        )
+    elif BITS > 0:
+        flipped = _flipped(weight, first, tl.load(tables + 10 * TENSORS + tensor), seed, details, WORD, BITS, TILE)
+        damaged = tl.where(drawn <= parameter.to(tl.uint32), flipped, weight)
     damaged = damaged.to(TYPE)
     if PARTS:
-        damaged = tl.where(_selected(first + offset, tables, units, tensor, TENSORS), damaged, weight)
+        damaged = tl.where(_selected(first, offset, tables, units, tensor, TENSORS, INDEX), damaged, weight)
     tl.store(destination + offset, damaged, mask=inside)
 
 
@@ -166,9 +130,10 @@ def fingerprint(tables, tensor_of_tile, coefficients, sums, TYPE: tl.constexpr, 
 
 @triton.jit
 def sums(tables, units, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl.constexpr, PARTS: tl.constexpr,
-          WEIGHTS: tl.constexpr):  # fmt: skip
+          INDEX: tl.constexpr, WEIGHTS: tl.constexpr):  # fmt: skip
     tensor, first = _tile(tables, tensor_of_tile, TENSORS, WEIGHTS)
-    flat = first + tl.arange(0, WEIGHTS)
+    offset = tl.arange(0, WEIGHTS)
+    flat = first + offset
     inside = flat < tl.load(tables + 2 * TENSORS + tensor)
     before = tl.load(tl.load(tables + tensor).to(tl.pointer_type(TYPE)) + flat, mask=inside, other=0.0).to(tl.float32)
     now = tl.load(tl.load(tables + TENSORS + tensor).to(tl.pointer_type(TYPE)) + flat, mask=inside, other=0.0).to(
@@ -177,7 +142,7 @@ def sums(tables, units, tensor_of_tile, partial, TYPE: tl.constexpr, TENSORS: tl
     change = now.to(tl.float64) - before.to(tl.float64)
     original = before.to(tl.float64)
     if PARTS:
-        original = tl.where(_selected(flat, tables, units, tensor, TENSORS), original, 0.0)
+        original = tl.where(_selected(first, offset, tables, units, tensor, TENSORS, INDEX), original, 0.0)
     out = partial + tl.program_id(0).to(tl.int64) * 4
     tl.store(out, tl.sum((before != now).to(tl.float64), 0))
     tl.store(out + 1, tl.sum(((before != 0.0) & (now == 0.0)).to(tl.float64), 0))

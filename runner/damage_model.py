@@ -6,19 +6,22 @@ from typing import Self
 from runner.damage_backend import DamageBackend, make_backends
 from runner.damage_digest import bind
 from runner.damage_effect import DamageEffect, add, evidence
-from runner.damage_methods import restore
-from runner.spec_methods import METHODS, Method, weights_key
+from runner.damage_methods import restore, restore_protected
+from runner.spec_choice import weights_key
+from runner.spec_methods import METHODS, Method, is_no_op
+from runner.target_lesion import Lesion
 from runner.target_tensor import Target
+
+NOTHING = Lesion(targets=())
 
 
 class DamagedModel:
     """A model whose groups are damaged one condition at a time; leaving the `with` block restores every bit."""
 
-    def __init__(self, resolve_targets: Callable[[str], Sequence[Target]]) -> None:
-        """`resolve_targets` gives the tensors of a group by its name."""
-        self._find_targets = resolve_targets
-        self._group = ""
-        self.targets: Sequence[Target] = ()  # of the group that is damaged
+    def __init__(self, lesions: Callable[[str], Lesion]) -> None:
+        """`lesions` gives what a `param_group_name` means in this model."""
+        self._find_lesion = lesions
+        self._group, self._lesion = "", NOTHING
         self._backends: list[DamageBackend] = []
         self._state: tuple[str, Method, float, int | None] | None = None
         self._digest = ""
@@ -29,6 +32,11 @@ class DamagedModel:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """Those of the group that is damaged."""
+        return self._lesion.targets
 
     @property
     def baseline_places(self) -> list[str]:
@@ -47,11 +55,21 @@ class DamagedModel:
         self._state = None  # should damage be interrupted, the next condition must not trust what is there
         if group != self._group:
             self._switch_group(group)
-        for backend in self._backends:
-            backend.damage(method, level, seed)
+        self._write(method, level, seed)
         self._digest, self._evidence = self._read_digest(), None
         self._state = state
         return self._digest
+
+    def _write(self, method: Method, level: float, seed: int) -> None:
+        """Damage the units that the condition chooses; what is protected stays whole."""
+        lesion, chosen, options = self._lesion, None, self._lesion.options
+        if not is_no_op(method, level) and (tables := lesion.tables(method, level, seed)) is not None:
+            chosen = dict(zip(map(id, lesion.targets), tables, strict=True))
+            level, options = lesion.told(method, level)
+        for backend in self._backends:
+            own = [chosen[id(target)] for target in backend.targets] if chosen else None
+            backend.damage(method, level, seed, options=options, chosen=own)
+            restore_protected(backend.targets, backend.baseline)
 
     def evidence(self, method: Method) -> DamageEffect:
         """What the damage that is there now did; measured once, however many conditions share it."""
@@ -76,7 +94,7 @@ class DamagedModel:
     def _switch_group(self, group: str) -> None:
         """Make another group the one that is damaged."""
         self._restore()
-        self._group, self.targets, self._backends = "", (), []
-        self.targets = self._find_targets(group)
+        self._group, self._lesion, self._backends = "", NOTHING, []
+        self._lesion = self._find_lesion(group)
         self._backends = make_backends(self.targets)
         self._group = group

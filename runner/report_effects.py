@@ -99,12 +99,13 @@ def interval(of: Sample) -> tuple[float, float] | None:
     error = of.standard_error
     if not error:
         return None
-    width = error * _quantile(of.repeats - 1)
+    width = error * quantile(of.repeats - 1)
     return of.mean - width, of.mean + width
 
 
 @cache
-def _quantile(degrees: float) -> float:
+def quantile(degrees: float) -> float:
+    """What Student's t with so many degrees of freedom exceeds on either side in 5 % of cases."""
     return float(student.ppf((1 + CONFIDENCE) / 2, degrees))
 
 
@@ -150,7 +151,7 @@ def effect_interval(reference: Sample, damaged: Sample) -> tuple[float, float] |
     pairs = list(zip(weights, (reference, damaged), strict=True))
     pooled = sum(weight * one.variance for weight, one in pairs) / sum(weights)
     uncertain = sum(weight**2 * one.variance_of_variance for weight, one in pairs) / sum(weights) ** 2
-    width = _quantile(degrees) * math.sqrt(squared / pooled + d**2 / 4 * uncertain / pooled**2)
+    width = quantile(degrees) * math.sqrt(squared / pooled + d**2 / 4 * uncertain / pooled**2)
     return d - width, d + width
 
 

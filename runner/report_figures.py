@@ -118,10 +118,12 @@ def for_page(svg: str, description: str, prefix: str) -> str:
     """An SVG file as an element of a page: with a text alternative, at most as wide as drawn, in the text's colour.
 
     Matplotlib names parts of a figure as it names those of the next, so `prefix` keeps the names of a page apart.
+    Outlines are kept to a hundredth of a point: maps have thousands of numbers.
     """
     element = svg[svg.index("<svg") :].replace(INK, "currentColor")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element)
+    element = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), element)
     start, end = element.split(">", 1)
     width = re.search(r' width="([\d.]+)pt"', start)
     start = re.sub(r' (width|height)="[^"]*"', "", start)

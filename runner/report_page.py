@@ -1,5 +1,6 @@
 """What the page of `degrade report` shows, and its HTML: one file that needs nothing else, all text escaped."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -11,6 +12,8 @@ from jinja2 import Environment, StrictUndefined
 from runner.metric import Metric
 from runner.report_effects import LARGE_EFFECT
 from runner.report_figures import for_page
+from runner.report_grids import Grid
+from runner.report_page_maps import ShownMap, grid_contents, worst_curves
 from runner.report_runs import Facts
 
 SHOWN_CHARACTERS = 600
@@ -29,13 +32,15 @@ class Shown:
 
 @frozen(kw_only=True)
 class Run:
-    """All that the page shows of one run; the tables hold its rows only."""
+    """All that the page shows of one run; the tables hold its rows only, `ranking` none of the curves of a grid."""
 
     name: str
     facts: Facts
     table: pl.DataFrame
     ranking: pl.DataFrame
     figures: Sequence[Shown]
+    grids: Sequence[Grid]
+    maps: Sequence[ShownMap]
     sidecars: Sequence[Mapping[str, Any]]
 
 
@@ -47,6 +52,7 @@ def render(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
         title=" and ".join(run.name for run in runs),
         records=sum(len(run.table) for run in runs),
         runs=[_contents(run, labels, number) for number, run in enumerate(runs)],
+        any_grids=any(run.grids for run in runs),
         large_effect=LARGE_EFFECT,
         number=_number,
         span=_span,
@@ -70,6 +76,8 @@ def _percent(share: float | None) -> str:
 
 
 def _contents(run: Run, labels: Mapping[str, str], number: int) -> dict[str, Any]:
+    curves = [sweep for grid in run.grids for sweep in grid.curves]
+    single = run.table.filter(~pl.col("sweep").is_in(curves))
     return {
         "name": run.name,
         "facts": facts(run),
@@ -87,8 +95,12 @@ def _contents(run: Run, labels: Mapping[str, str], number: int) -> dict[str, Any
             }
             for shown in run.figures
         ],
-        "samples": list(samples(run.table)),
-        "failures": failures(run.table).to_dicts(),
+        "grids": [
+            grid_contents(grid, [shown for shown in run.maps if shown.grid is grid], f"{number}-{place}-")
+            for place, grid in enumerate(run.grids)
+        ],
+        "samples": [*samples(single), *samples(run.table.filter(pl.col("sweep").is_in(worst_curves(run.maps))))],
+        "failures": failures(single).to_dicts(),
     }
 
 
@@ -105,11 +117,15 @@ def facts(run: Run) -> dict[str, str]:
     """What was run and on what, from the records and, where there are sidecars, from those."""
     table = run.table
     levels = table.group_by("sweep", maintain_order=True).agg(pl.col("level").unique(maintain_order=True))
+    curves = {sweep: grid for grid in run.grids for sweep in grid.curves}
+    named: dict[str, dict[float, None]] = defaultdict(dict)  # in order
+    for sweep, values in levels.iter_rows():
+        named[_said_grid(curves[sweep]) if sweep in curves else sweep] |= dict.fromkeys(values)
     found = {
         "texts": f"{len(table):,}",
         "prompts": str(table["prompt_text"].n_unique()),
         "repeats": _repeats(table),
-        "levels": "; ".join(f"{sweep}: {', '.join(f'{x:g}' for x in values)}" for sweep, values in levels.iter_rows()),
+        "levels": "; ".join(f"{name}: {', '.join(f'{x:g}' for x in values)}" for name, values in named.items()),
     }
     if run.facts.identity:
         found["settings"] = ", ".join(f"{name}: {value}" for name, value in run.facts.identity.items())
@@ -133,6 +149,10 @@ def facts(run: Run) -> dict[str, str]:
             for key in ("versions", "machine"):
                 found[key] = ", ".join(f"{name} {value}" for name, value in last.get(key, {}).items())
     return found
+
+
+def _said_grid(grid: Grid) -> str:
+    return f"{grid.name} of {len(grid.groups)} groups in {len(grid.layers)} sets of layers"
 
 
 def _repeats(table: pl.DataFrame) -> str:

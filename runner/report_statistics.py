@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
+from runner.report_changes import change, exponential
 from runner.report_effects import (
     FEWEST_MODELS,
     FEWEST_REPEATS,
@@ -34,8 +35,6 @@ LOGARITHMIC = frozenset({"perplexity", "scored_perplexity"})  # what spreads ove
 SHARES = ("looped", "ended_by_itself", "nonfinite", "correct", "chance")  # of texts
 PER_MODEL = frozenset({"perplexity"})  # one number for a damaged model, not one for each of its texts
 
-LARGEST_EXPONENT = 709.0  # exp of more is no float
-
 _LABELS = ("run", "sweep", "method", "group", "metric")
 _CURVE = ("run", "sweep", "metric")  # one metric along one sweep
 _DESCRIPTION = {
@@ -46,6 +45,7 @@ _DESCRIPTION = {
     "high": pl.Float64,
 }
 _EFFECT = {"d": pl.Float64, "d_low": pl.Float64, "d_high": pl.Float64}
+_CHANGE = {"change": pl.Float64, "change_low": pl.Float64, "change_high": pl.Float64}
 _RANKING = {
     "run": pl.String,
     "sweep": pl.String,
@@ -66,30 +66,39 @@ def summarise(measures: pl.DataFrame) -> pl.DataFrame:
 
     Columns: run, sweep, method, group, metric, level, damage, n (values), repeats, mean (of the repeats' means),
     standard_error (standard deviation of the repeats' means over the root of their number), low and high (`interval`,
-    of shares within 0 and 1), d (`cohens_d` against the reference), d_low and d_high (`effect_interval`) and
-    reference. The reference is "undamaged", the sweep's own no-op level, or else that of another sweep of the run (all
-    are one model; the one with most values serves); or else "least damaged", the sweep's first level.
+    of shares within 0 and 1), d (`cohens_d` against the reference), d_low and d_high (`effect_interval`), reference,
+    and change, change_low and change_high, the mean less that of the reference (`report_changes`). The reference is
+    "undamaged", the sweep's own no-op level, or else that of another sweep of the run (all are one model; the one with
+    most values serves); or else "least damaged", the sweep's first level.
 
     Perplexities are described by their logarithms: mean, low and high are geometric, standard_error is that of the
-    natural logarithm, and d counts in standard deviations of it. What cannot be told is null: standard_error, low,
-    high and d with fewer than two repeats, d with fewer than 30 values at the level or its reference, and d of the
-    perplexity of a fixed text, one value per damaged model, with fewer than three models. The order of the rows of
+    natural logarithm, d counts in standard deviations of it, and change is the mean over that of the reference. What
+    cannot be told is null: standard_error, low, high and the ends of a change with fewer than two repeats, d with fewer
+    than two or fewer than 30 values at the level or its reference, and d and the ends of a change of the perplexity of
+    a fixed text, one value per damaged model, with fewer than three models. The order of the rows of
     `measures` does not matter.
     """
     levels = _with_reference(_samples(measures))
     samples = [_sample(*row) for row in zip(levels["metric"], levels["value"], levels["repeat_index"], strict=True)]
     rows = [_write_effect(metric, of) for metric, of in zip(levels["metric"], samples, strict=True)]
+    compared = [samples[row] for row in levels["reference_row"]]
+    own = [row == reference for row, reference in enumerate(levels["reference_row"])]
     effects = [
-        _effect(metric, samples[reference], of, undamaged=kind == "undamaged", own=reference == row)
-        for row, (metric, of, reference, kind) in enumerate(
-            zip(levels["metric"], samples, levels["reference_row"], levels["reference"], strict=True)
+        _effect(metric, reference, of, undamaged=kind == "undamaged", own=itself)
+        for metric, of, reference, kind, itself in zip(
+            levels["metric"], samples, compared, levels["reference"], own, strict=True
         )
+    ]
+    changes = [
+        change(reference, of, FEWEST_MODELS if metric in PER_MODEL else FEWEST_REPEATS, ratio=metric in LOGARITHMIC)
+        for metric, of, reference in zip(levels["metric"], samples, compared, strict=True)
     ]
     return (
         levels.select(*_LABELS, "level", "damage", "n")
         .hstack(pl.DataFrame(rows, schema=_DESCRIPTION, orient="row"))
         .hstack(pl.DataFrame(effects, schema=_EFFECT, orient="row"))
         .with_columns(_clipped("low"), _clipped("high"), levels["reference"])
+        .hstack(pl.DataFrame(changes, schema=_CHANGE, orient="row"))
     )
 
 
@@ -120,12 +129,7 @@ def _write_effect(metric: str, of: Sample) -> tuple[int, float, float | None, fl
     low, high = interval(of) or (None, None)
     if metric not in LOGARITHMIC:
         return of.repeats, of.mean, of.standard_error, low, high
-    return of.repeats, math.exp(of.mean), of.standard_error, _exponential(low), _exponential(high)
-
-
-def _exponential(exponent: float | None) -> float | None:
-    # What is no float any more is no end of an interval either.
-    return None if exponent is None or exponent > LARGEST_EXPONENT else math.exp(exponent)
+    return of.repeats, math.exp(of.mean), of.standard_error, exponential(low), exponential(high)
 
 
 def _effect(

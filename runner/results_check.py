@@ -20,7 +20,8 @@ from runner.results_summary import key_of
 from runner.run_plan import Key, all_conditions
 from runner.run_shard import Shard
 from runner.spec import Spec, load_spec
-from runner.spec_methods import METHODS, weights_key
+from runner.spec_choice import weights_key
+from runner.spec_methods import METHODS
 
 Tell = Callable[[str], None]
 ConditionKey = tuple[str, float, int, str]  # group, level, repeat, method: a key without its prompt

@@ -17,6 +17,7 @@ from runner.results_summary import RecordSummary, Witness
 from runner.spec import Spec, to_tables
 
 SHOWN_CHARACTERS = 200
+NO_FILES: Mapping[str, str] = {}
 
 Differences = dict[str, tuple[Any, Any]]  # what differs: what the file has, what this run has
 
@@ -63,22 +64,28 @@ def check_settings(
     spec: Spec,
     sidecar: Tables,
     picture: str | None = None,
+    files: Mapping[str, str] = NO_FILES,
 ) -> None:
     """Refuse to add records to a file that was made under other settings.
 
     Raises:
         SpecError: with every difference.
     """
-    refuse(path, differences_of_settings(summary, settings, spec, sidecar, picture), whose="the spec")
+    refuse(path, differences_of_settings(summary, settings, spec, sidecar, picture, files), whose="the spec")
 
 
 def differences_of_settings(
-    summary: RecordSummary, settings: Mapping[str, Any], spec: Spec, sidecar: Tables, picture: str | None
+    summary: RecordSummary,
+    settings: Mapping[str, Any],
+    spec: Spec,
+    sidecar: Tables,
+    picture: str | None,
+    files: Mapping[str, str] = NO_FILES,
 ) -> Differences:
     """How a spec differs from what a file was made under; `settings` are the guarded ones of that spec.
 
     The seed is compared as that of repeat 0; the model's revision, groups of one's own and the text for the perplexity
-    with the sidecar. `picture` is a digest.
+    with the sidecar. `picture` is a digest, and so are the values of `files`, of scores and masks by name.
     """
     before = sidecar if summary.count else {}
     different = _differences_of_sidecar(before, spec)
@@ -86,6 +93,10 @@ def differences_of_settings(
     shown |= summary.pictures
     if picture and shown - {picture}:
         different["the picture behind image.path"] = (", ".join(sorted(shown - {picture})), picture)
+    for run in _runs(before):
+        for name, digest in run.get("files", {}).items():
+            if files.get(name, digest) != digest:
+                different[f"the content of {name}"] = (digest, files[name])
     for key, wanted in settings.items():
         for have in summary.settings.get(key, ()):
             if have != wanted:

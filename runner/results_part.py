@@ -179,7 +179,8 @@ def _differences_of_specs(part: Part, first: Part) -> Differences:
     spec = first.spec
     pictures = first.summary.pictures | {run["picture"] for run in first.runs if "picture" in run} - {"none"}
     picture = next(iter(pictures), None)
-    different = differences_of_settings(part.summary, guarded_settings(spec), spec, part.sidecar, picture)
+    files = {name: digest for run in first.runs for name, digest in run.get("files", {}).items()}
+    different = differences_of_settings(part.summary, guarded_settings(spec), spec, part.sidecar, picture, files)
     if part.spec.suffix != spec.suffix:
         different["name_suffix"] = (part.spec.suffix, spec.suffix)
     model: dict[str, Any] = first.runs[-1] if first.runs else {}

@@ -32,6 +32,7 @@ from runner.run_start import Start
 from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, start_workers
 from runner.run_writer import RecordWriter
 from runner.spec import Spec
+from runner.task_files import digests_of
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens, check, tokenise
 
@@ -40,11 +41,16 @@ logger = logging.getLogger(__name__)
 
 @frozen
 class Study:
-    """What all experiments of a run share: the spec, its prompts, and these as tokens."""
+    """What all experiments of a run share: the spec, what it asks, and that as tokens."""
 
     spec: Spec
-    prompts: Sequence[Prompt]
+    inputs: TaskInputs
     tokens: Tokens
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """What the model is asked."""
+        return self.inputs.prompts
 
 
 def run(
@@ -62,7 +68,7 @@ def run(
         SpecError: the spec asks for what cannot be, or for other settings than those of an existing file.
         SetupError: model, memory or disk are not there; whatever was finished is in the files.
     """
-    inputs, spec = check(spec, spec_folder), spelt_out(spec)
+    inputs, spec = check(spec, spec_folder, results), spelt_out(spec)
     with ExitStack() as files:
         experiments = list(open_experiments(spec, inputs, results, files, force=force, shard=shard))
         if not any(experiment.pending for experiment in experiments):
@@ -84,7 +90,7 @@ def run(
             with Progress(pending, worker.doing) as progress:
                 for experiment in experiments:
                     with log_file(results / "logs", experiment.log_name(spec)):
-                        run_experiment(Study(spec, inputs.prompts, tokens), experiment, worker, progress)
+                        run_experiment(Study(spec, inputs, tokens), experiment, worker, progress)
                     if isinstance(worker, Pool) or is_shared_work(experiment):
                         order_records(experiment.file, plan_rank(all_conditions(spec)))
             if worker.failures:
@@ -199,6 +205,7 @@ def open_writer(
         "tokens_digest": tokens_digest(tokens.flat),
         "perplexity_digest": text_digest(tokens.perplexity_ids) or "none",
         "picture": tokens.image_inputs.digest if tokens.image_inputs else "none",
+        **({"files": digests_of(study.inputs.files)} if study.inputs.files else {}),
         "groups": {group: list(facts.tensors[group]) for group in groups},
     }
     sidecar = Sidecar(experiment.file.path, study.spec, provenance, experiment.past.sidecar, experiment.shard)

@@ -8,7 +8,8 @@ from typing import Any
 from attrs import frozen
 
 from runner.spec import Spec
-from runner.spec_methods import Method, weights_key
+from runner.spec_choice import weights_key
+from runner.spec_methods import Method
 from runner.task_prompts import Prompt
 
 # param_group_name, std_dev, repeat_index, degradation_method, prompt_text: exact, never rounded

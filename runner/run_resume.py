@@ -30,6 +30,7 @@ from runner.run_shard import Shard, of_shard
 from runner.spec import Spec
 from runner.spec_methods import Method
 from runner.spec_targets import BUILT_IN
+from runner.task_files import digests_of
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens, tokenise
 
@@ -100,7 +101,7 @@ def check_past_settings(past: Past, summary: RecordSummary, spec: Spec, inputs: 
         SpecError: with every difference.
     """
     picture = inputs.picture.digest if inputs.picture else None
-    check_settings(past.path, summary, guarded_settings(spec), spec, past.sidecar, picture)
+    check_settings(past.path, summary, guarded_settings(spec), spec, past.sidecar, picture, digests_of(inputs.files))
 
 
 def check_asked(past: Past, spec: Spec, inputs: TaskInputs, tokens: Tokens) -> None:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from runner.run_identity import model_digest
 from runner.spec import Spec
 from runner.spec_targets import BUILT_IN, Selection
 from runner.target_groups import is_tied, resolve_targets, untie_where_asked
-from runner.target_tensor import Target
+from runner.target_lesion import Lesion, make_lesion
+from runner.task_files import TargetFile
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens
 
@@ -39,7 +41,7 @@ class RunContext:
     image_inputs: ImageInputs | None  # of the picture, where there is one
     model_digest: str | None  # of the intact model; None where that cannot be read
     checkpoint_settings: Mapping[str, Any]  # the checkpoint's own: what ends an answer, and what is not applied
-    targets: Mapping[str, Sequence[Target]]  # of each group that is damaged
+    lesions: Mapping[str, Lesion]  # what each `param_group_name` of the run means in this model
     began: float  # when loading did, in seconds of `time.monotonic`
 
     def model_facts(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def prepare_run(
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
     model = load_intact(spec, device)
     digest = model_digest(model)
-    targets = make_ready(model, spec, groups, device)
+    lesions = make_ready(model, spec, groups, device, inputs.files)
     return RunContext(
         spec=spec,
         prompts=inputs.prompts,
@@ -74,7 +76,7 @@ def prepare_run(
         image_inputs=tokens.image_inputs,
         model_digest=digest,
         checkpoint_settings=checkpoint_settings(model, tokens.tokenizer),
-        targets=targets,
+        lesions=lesions,
         began=began,
     )
 
@@ -104,8 +106,10 @@ def load_intact(spec: Spec, device: torch.device) -> Any:
     )
 
 
-def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.device) -> dict[str, Sequence[Target]]:
-    """Make a model ready for damage to these groups, and find the tensors of each.
+def make_ready(
+    model: Any, spec: Spec, groups: Iterable[str], device: torch.device, files: Mapping[str, TargetFile]
+) -> dict[str, Lesion]:
+    """Make a model ready for damage to these groups, and find the tensors and units of each.
 
     Raises:
         SpecError: the model does not have a group: an error now, not hours later.
@@ -116,13 +120,13 @@ def make_ready(model: Any, spec: Spec, groups: Iterable[str], device: torch.devi
     if device.type == "cuda":
         pack_projections(model)
     for group in groups if spec.model.load_4bit else ():
-        unpack_4bit(model, targets_of(model, spec, group))
-    return {group: targets_of(model, spec, group) for group in groups}
+        unpack_4bit(model, resolve_targets(model, selection_of(spec, group)))
+    return {group: lesion_of(model, selection_of(spec, group), files) for group in groups}
 
 
-def targets_of(model: Any, spec: Spec, group: str) -> Sequence[Target]:
-    """The tensors of a group, with weights that can be read and written wherever they are."""
-    return locate_weights(model, resolve_targets(model, selection_of(spec, group)))
+def lesion_of(model: Any, selection: Selection, files: Mapping[str, TargetFile]) -> Lesion:
+    """What a selection means, with weights that can be read and written wherever they are."""
+    return make_lesion(model, selection, files, locate=partial(locate_weights, model))
 
 
 def selection_of(spec: Spec, label: str) -> Selection:

@@ -14,8 +14,9 @@ from runner.results_sidecar import read_sidecar, sidecar_path
 from runner.results_summary import RecordSummary, is_damage
 from runner.run_identity import model_digest
 from runner.run_setup import load_intact, make_ready
-from runner.spec import load_spec
+from runner.spec import find_shipped, load_spec
 from runner.spec_methods import Damage
+from runner.task_files import find_target_files
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,10 @@ def verify(results: Path, device: str | None = None) -> bool:
     place = choose_device(spec.model.device)
     model = load_intact(spec, place)
     same = _is_same_model(model, summary.models)
-    targets = make_ready(model, spec, {group for group, *_ in recorded}, place)
-    with DamagedModel(targets.__getitem__) as damaged_model:
+    folder = results.absolute().parent
+    files = find_target_files(spec, [folder, folder.parent / "specs", Path("specs"), find_shipped("specs")])
+    lesions = make_ready(model, spec, {group for group, *_ in recorded}, place, files)
+    with DamagedModel(lesions.__getitem__) as damaged_model:
         different = [key for key, digests in recorded.items() if not _equal(damaged_model, key, digests)]
     logger.info("%s: %d damaged models, %d differ", results.name, len(recorded), len(different))
     return same and not different

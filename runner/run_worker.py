@@ -34,7 +34,7 @@ class Worker:
     def __init__(self, context: RunContext) -> None:
         """`context` holds the intact model, which is this worker's from now on."""
         self._context = context
-        self._damaged_model = DamagedModel(context.targets.__getitem__)
+        self._damaged_model = DamagedModel(context.lesions.__getitem__)
         self._scheduler: BatchScheduler | None = None
         self._start: Start | None = None
         self._restore = ExitStack()
@@ -57,7 +57,7 @@ class Worker:
             model=context.model_facts(),
             model_digest=context.model_digest,
             checkpoint_settings=context.checkpoint_settings,
-            tensors={group: tuple(t.name for t in targets) for group, targets in context.targets.items()},
+            tensors={group: tuple(t.name for t in lesion.targets) for group, lesion in context.lesions.items()},
         )
 
     @property
@@ -71,13 +71,13 @@ class Worker:
 
     def digests(self, damages: Iterable[Damage]) -> list[str]:
         """The digest of each damaged model; the model is intact before and after."""
-        with DamagedModel(self._context.targets.__getitem__) as damaged_model:
+        with DamagedModel(self._context.lesions.__getitem__) as damaged_model:
             return [damaged_model.damage(*damage) for damage in damages]
 
     def rows_that_fit(self, groups: Iterable[str], length: int) -> int:
         """The rows of `length` tokens for which the device has memory beside the largest of these groups."""
         context = self._context
-        targets = [context.targets[group] for group in groups]
+        targets = [context.lesions[group].targets for group in groups]
         return model_memory.rows_that_fit(context.model, targets, length, context.device)
 
     def set_shape(self, shape: BatchShape) -> Start:

@@ -78,6 +78,9 @@ def make_converter() -> cattrs.Converter:
         converter.register_structure_hook(plain, _structure_plain)
     converter.register_structure_hook_func(_is(Literal), _structure_literal)
     converter.register_structure_hook_func(_is_number_or_word, partial(_structure_number_or_word, converter))
+    converter.register_structure_hook_func(
+        lambda wanted: wanted == str | int, lambda value, _: _structure_plain(value, str if type(value) is str else int)
+    )
     converter.register_structure_hook_func(_is_one_or_list, partial(_structure_one_or_list, converter))
     converter.register_structure_hook_func(_is(tuple), partial(_structure_tuple, converter))
     converter.register_structure_hook_func(_is(dict), partial(_structure_table, converter))
@@ -97,15 +100,13 @@ def _is_number_or_word(wanted: Any) -> bool:
 
 
 def _is_one_or_list(wanted: Any) -> bool:
-    """`Text | tuple[Text, ...]`, each perhaps with rules."""
     parts = get_args(wanted) if get_origin(wanted) in {Union, UnionType} else ()
-    plain = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
-    return len(plain) == 2 and get_origin(plain[1]) is tuple  # noqa: PLR2004 - one, or a list
+    bare = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
+    return bool(parts) and get_origin(bare[1]) is tuple
 
 
 def _structure_one_or_list(converter: cattrs.Converter, value: object, wanted: Any) -> Any:
-    one, several = get_args(wanted)
-    return converter.structure(value, several if isinstance(value, list) else one)
+    return converter.structure(value, get_args(wanted)[isinstance(value, list)])
 
 
 def _structure_number_or_word(converter: cattrs.Converter, value: object, wanted: Any) -> Any:

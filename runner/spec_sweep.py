@@ -6,11 +6,23 @@ from typing import Annotated, ClassVar, Literal
 
 from attrs import evolve, frozen
 
-from runner.spec_converter import NOT_EMPTY, at_least, between, refuse_contradictions
-from runner.spec_methods import METHODS, Method
+from runner.spec_choice import (
+    CONTROLS,
+    Choice,
+    Coordinate,
+    Protect,
+    Select,
+    Unit,
+    Within,
+    choice_problems,
+    option_problems,
+)
+from runner.spec_converter import NOT_EMPTY, Rule, at_least, between, refuse_contradictions
+from runner.spec_methods import METHODS, Bits, Method, Options, Order, Per, Pieces
 from runner.spec_targets import TIED_GROUPS, Layers, Selection, Tied, are_counted, as_tuple, layers_in, windows_of
 
 Text = Annotated[str, NOT_EMPTY]
+Share = Annotated[float, Rule("more than 0 and at most 1", {"exclusiveMinimum": 0, "maximum": 1})]
 
 MOST_STEPS = 10_000
 
@@ -63,9 +75,19 @@ class Sweep:
 
     `layers` keeps to some layers of the group; `tied` to one side of embeddings that are the output head as well. A
     list of groups makes a curve of each, `each = "layer"` one of every `window` layers: together they are a grid.
+    `unit` to `protect` say which units or weights are damaged, `bits` to `order` how a method does it.
     """
 
-    checks: ClassVar = (_spacing, _side, _grid, _listed_levels, _first_level, _last_level)
+    checks: ClassVar = (
+        _spacing,
+        _side,
+        _grid,
+        choice_problems,
+        option_problems,
+        _listed_levels,
+        _first_level,
+        _last_level,
+    )
 
     name: Text
     method: Method
@@ -74,6 +96,19 @@ class Sweep:
     each: Literal["layer"] | None = None
     window: Annotated[int, at_least(1)] = 1
     tied: Tied = "both"
+    unit: Unit = "weight"
+    select: Select = "random"
+    scores: Text | None = None
+    controls: bool = False
+    within: Within = "group"
+    share: Share | None = None
+    mask: Text | None = None
+    coordinates: tuple[Coordinate, ...] = ()
+    protect: Protect | None = None
+    bits: Bits = "all"
+    per: Per = "tensor"
+    pieces: Pieces = "weights"
+    order: Order = "smallest"
     start: float | None = None
     stop: float | None = None
     steps: Annotated[int, between(1, MOST_STEPS)] | None = None
@@ -110,16 +145,25 @@ class Sweep:
         Raises:
             ValueError: the number of layers is not known yet.
         """
+        selects = sorted(CONTROLS, key=lambda select: select != self.select) if self.controls else [self.select]
         windows = windows_of(self.layers or "0-", self.window) if self.each else [self.layers]
         return tuple(
-            evolve(self, group=group, layers=layers, each=None, window=1) for group in self.groups for layers in windows
+            evolve(self, group=group, layers=layers, each=None, window=1, controls=False, select=select)
+            for group in self.groups
+            for layers in windows
+            for select in selects
         )
 
     @property
     def selection(self) -> Selection:
         """What a curve damages, as far as the sweep says it."""
         (group,) = self.groups
-        return Selection(group=group, layers=self.layers, tied=self.tied)
+        options = Options(bits=self.bits, per=self.per, pieces=self.pieces, order=self.order, share=self.share)
+        choice = Choice(
+            unit=self.unit, select=self.select, scores=self.scores, within=self.within,
+            mask=self.mask, coordinates=self.coordinates, protect=self.protect,
+        )  # fmt: skip
+        return Selection(group=group, layers=self.layers, tied=self.tied, choice=choice, options=options)
 
     @property
     def label(self) -> str:

@@ -5,7 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from attrs import field, frozen
 
+from runner.spec_choice import ALL_WEIGHTS, Choice, label_of_options
 from runner.spec_converter import NOT_EMPTY, Rule, refuse_contradictions
+from runner.spec_methods import PLAIN, Options
 
 # What a parameter does. `head` is the output head, `decoder` everything in it, `vision_v` the vision tower's values.
 Component = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "norms", "head", "decoder", "vision_v"]
@@ -118,16 +120,19 @@ class Group:
 
 @frozen(kw_only=True)
 class Selection:
-    """What a sweep damages: a group, of some layers, and of tied embeddings both copies or one."""
+    """What a sweep damages, and how: a group, of some layers, of tied embeddings both copies or one, some units."""
 
     group: str
     definition: Group | None = None  # of a group of one's own
     layers: str | None = None
     tied: Tied = "both"
+    choice: Choice = ALL_WEIGHTS
+    options: Options = PLAIN
     key: str = field(default="sweeps", eq=False)  # where in the spec it stands, for messages
 
     @property
     def label(self) -> str:
-        """The `param_group_name` of records: `v_proj[0-11]`, `embed_only[input]`."""
-        extra = [part for part in (self.layers, None if self.tied == "both" else self.tied) if part is not None]
-        return self.group + "".join(f"[{part}]" for part in extra)
+        """The `param_group_name` of records: `v_proj[0-11]`, `embed_only[input]`, `mlp_only[neuron][highest words]`."""
+        places = [part for part in (self.layers, None if self.tied == "both" else self.tied) if part is not None]
+        parts = [*places, *self.choice.label, *label_of_options(self.options)]
+        return self.group + "".join(f"[{part}]" for part in parts)

@@ -15,7 +15,8 @@ from attrs import evolve
 
 from runner.errors import SpecError
 from runner.spec_targets import BUILT_IN, Group, Selection, layers_in
-from runner.target_families import FAMILIES, WeightLocation
+from runner.target_axes import WeightLocation
+from runner.target_families import FAMILIES, Role
 from runner.target_tensor import Target
 
 Named = Mapping[str, torch.nn.Parameter]
@@ -100,7 +101,7 @@ def _built_in(model: Any, group: str) -> list[Target]:
             f'include = ["PATTERN"] can name its tensors; the decoder has:\n  {_shapes_of(text)}'
         )
     family = FAMILIES[config.model_type](config)
-    roles = ["embed" if role == "head" and is_tied(model) else role for role in BUILT_IN[group]]
+    roles: list[Role] = ["embed" if role == "head" and is_tied(model) else role for role in BUILT_IN[group]]
     places = [place for role in roles for place in family.get(role, ())]
     _check_count(group, places, text, config.num_hidden_layers)
     found = [place.target(text[place.name]) for place in places]
@@ -175,13 +176,13 @@ def _nothing(key: str, pattern: str, named: Mapping[str, Any], tower: str) -> li
 
 def _in_layers(model: Any, targets: Iterable[Target], layers: str, key: str, *, vision: bool) -> list[Target]:
     """The targets that stand in these layers: the first number in a name is its layer."""
-    indices = {name: _layer_of(name) for name in vision_of(model)} if vision else {}
+    indices = {name: layer_of(name) for name in vision_of(model)} if vision else {}
     count = max(indices.values(), default=-1) + 1 if vision else model.config.get_text_config().num_hidden_layers
     try:
         chosen = layers_in(layers, count)
     except ValueError as error:
         raise SpecError(f"{key}: {error}") from None
-    found = [target for target in targets if _layer_of(target.name) in chosen]
+    found = [target for target in targets if layer_of(target.name) in chosen]
     if not found:
         raise SpecError(f"{key}: {layers!r} leaves nothing: the group has no tensors in these of the {count} layers")
     return found
@@ -220,7 +221,7 @@ def _whole(named: Named, pattern: str = "*") -> list[Target]:
     return [Target(name, weight) for name, weight in named.items() if fnmatchcase(name, pattern)]
 
 
-def _layer_of(name: str) -> int:
+def layer_of(name: str) -> int:
     """The layer that a tensor stands in, -1 for one outside the layers."""
     number = re.search(r"\.(\d+)\.", name)
     return int(number.group(1)) if number else -1

@@ -2,12 +2,12 @@
 
 import datetime as dt
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from attrs import frozen
+from attrs import field, frozen
 from transformers.utils import chat_template_utils
 
 from runner.cli_boundary import first_line
@@ -16,7 +16,8 @@ from runner.model_files import Source, in_words
 from runner.model_load import load_config, load_processor, load_tokenizer, locate
 from runner.model_positions import check_family, check_length
 from runner.model_vision import ImageInputs, check_takes_pictures, encode_with_picture, image_inputs_of, picture_words
-from runner.spec import Spec
+from runner.spec import Spec, find_shipped
+from runner.task_files import TargetFile, find_target_files
 from runner.task_image import Picture, find_picture, load_picture
 from runner.task_prompts import Prompt, load_prompts
 
@@ -27,10 +28,11 @@ FEWEST_TOKENS = 2  # of a text with a perplexity: the first token is given, so t
 
 @frozen
 class TaskInputs:
-    """What the model is asked, and the picture that it is shown with every prompt."""
+    """What the model is asked, the picture that it is shown with every prompt, and files that say what is damaged."""
 
     prompts: tuple[Prompt, ...]
     picture: Picture | None
+    files: Mapping[str, TargetFile] = field(factory=dict)  # that the sweeps name: scores and masks
 
 
 @frozen(kw_only=True)
@@ -49,11 +51,11 @@ class Tokens:
         return [token for ids in self.ids for token in (*ids, -1)]
 
 
-def check(spec: Spec, spec_folder: Path) -> TaskInputs:
-    """Prompts and picture of a spec, after everything that can be refused without a model."""
+def check(spec: Spec, spec_folder: Path, results: Path) -> TaskInputs:
+    """Prompts, picture and files of a spec, after everything that can be refused without a model."""
     prompts = load_prompts(spec.prompts, spec_folder)
     picture = load_picture(find_picture(spec.image.path, spec_folder)) if spec.image.enabled else None
-    return TaskInputs(prompts, picture)
+    return TaskInputs(prompts, picture, find_target_files(spec, [spec_folder, results, find_shipped("specs")]))
 
 
 def tokenise(spec: Spec, inputs: TaskInputs) -> Tokens:

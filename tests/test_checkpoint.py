@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from runner.errors import SetupError, SpecError
 from runner.model_load import choose_device, load_model, load_tokenizer, locate, quieten
 from runner.model_placement import unpack_4bit
-from runner.run_setup import targets_of
+from runner.run_setup import selection_of
 from runner.spec import Model, Spec
 from runner.spec_sweep import Sweep
+from runner.target_groups import resolve_targets
 
 CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]
@@ -285,8 +286,9 @@ def test_a_checkpoint_in_4_bits(folder: Path, tmp_path: Path) -> None:
     unpacked = []
     for place in (folder, packed):
         model = load(place, load_4bit=True)
-        unpack_4bit(model, targets_of(model, spec, "mlp_only"))
-        unpacked.append(targets_of(model, spec, "mlp_only"))
+        selection = selection_of(spec, "mlp_only")
+        unpack_4bit(model, resolve_targets(model, selection))
+        unpacked.append(resolve_targets(model, selection))
     for ours, saved in zip(*unpacked, strict=True):
         assert torch.equal(ours.weight, saved.weight), ours.name
     configure(packed, quantization_config=None)

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from runner import damage_methods as damages
+from runner import damage_blocks as damages
 from runner import philox, target_groups
 from runner.damage_methods import damage, keep_baseline, restore
 from runner.damage_model import DamagedModel
@@ -17,6 +17,7 @@ from runner.errors import SpecError
 from runner.model_load import Source, load_model
 from runner.spec_methods import Method
 from runner.spec_targets import Selection
+from runner.target_lesion import Lesion, make_lesion
 from runner.target_tensor import Target
 
 NAME = "layers.0.self_attn.v_proj.weight"
@@ -215,8 +216,8 @@ def model(checkpoints: dict[str, Path]) -> torch.nn.Module:
 def patient_of(model: torch.nn.Module) -> DamagedModel:
     """A patient whose groups are those of the spec."""
 
-    def find(group: str) -> tuple[Target, ...]:
-        return target_groups.resolve_targets(model, Selection(group=group))
+    def find(group: str) -> Lesion:
+        return make_lesion(model, Selection(group=group))
 
     return DamagedModel(find)
 

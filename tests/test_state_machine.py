@@ -34,7 +34,8 @@ from runner.results_summary import key_of
 from runner.run_plan import Answer, AnswerBatch, DamageReport, RequestId, WorkerFacts, WorkUnit
 from runner.run_start import Start
 from runner.spec import Generation, Model, Run, Spec
-from runner.spec_methods import Damage, weights_key
+from runner.spec_choice import weights_key
+from runner.spec_methods import Damage
 from runner.spec_sweep import Sweep
 from runner.task_tokens import TaskInputs, Tokens
 

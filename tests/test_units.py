@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runner import damage_methods, philox
+from runner import damage_blocks, philox
 from runner.damage_backend import DamageBackend, TorchBackend
 from runner.damage_effect import evidence
 from runner.damage_methods import Baseline, damage, keep_baseline, restore
@@ -25,27 +25,52 @@ SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "intermediate_size": 24, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-CONDITIONS = [(name, next(level for level in (0.4, 5) if method.allows(level))) for name, method in METHODS.items()]
+# What these do to a weight is known without its part; `test_methods` compares every method with NumPy.
+CONDITIONS: list[tuple[Method, float]] = [("mult_gauss", 0.4), ("ablation", 0.4), ("uni_quant", 5), ("sign_flip", 0.4)]
 
 MakeBackend = Callable[[Sequence[Target], Baseline], DamageBackend]
 
 
 @frozen
 class Case:
-    """A tensor [outer, size, inner] and the chosen indices of its middle axis."""
+    """A tensor [lead, repeats, gap, size, inner], chosen pairs of indices along repeats and size, and some of them."""
 
-    outer: int
+    lead: int
+    repeats: int
+    gap: int
     size: int
     inner: int
     chosen: frozenset[int]
+    some: frozenset[int]  # of the chosen; may be empty
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.lead, self.repeats, self.gap, self.size, self.inner
+
+    def units(self) -> UnitSet:
+        """The chosen ones."""
+        period = self.gap * self.size * self.inner
+        return UnitSet.of(self.size, self.inner, self.chosen, repeats=self.repeats, period=period)
+
+    def table(self, units: frozenset[int]) -> Tensor:
+        """Which of all pairs are these, bool [repeats * size]."""
+        return torch.from_numpy(np.isin(np.arange(self.repeats * self.size), [*units]))
+
+    def mask(self, units: frozenset[int]) -> Tensor:
+        """Which weights of the tensor belong to these units, by naming their axes."""
+        table = self.table(units).view(1, self.repeats, 1, self.size, 1)
+        return table.expand(self.shape)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any shape, and any of its units but none."""
-    size = draw(st.integers(1, 40))
-    chosen = draw(st.frozensets(st.integers(0, size - 1), min_size=1))
-    return Case(draw(st.integers(1, 4)), size, draw(st.integers(1, 9)), chosen)
+    """Any shape, any of its units but none, and any of these."""
+    repeats, size = draw(st.integers(1, 4)), draw(st.integers(1, 20))
+    chosen = draw(st.frozensets(st.integers(0, repeats * size - 1), min_size=1))
+    some = draw(st.frozensets(st.sampled_from(sorted(chosen))))
+    small = st.integers(1, 3)
+    return Case(draw(small), repeats, draw(small), size, draw(st.integers(1, 9)), chosen, some)
 
 
 def damaged_alone(weight: Tensor, mask: Tensor, method: Method, level: float, name: str) -> Tensor:
@@ -61,13 +86,17 @@ def damaged_alone(weight: Tensor, mask: Tensor, method: Method, level: float, na
 
 def check_backend(make: MakeBackend, case: Case) -> None:
     """Damage, evidence, counts and numbers of values of two tensors, one of them whole, by each method."""
-    weight = torch.randn(case.outer, case.size, case.inner, generator=torch.Generator().manual_seed(case.size))
-    mask = torch.from_numpy(np.isin(np.arange(case.size), [*case.chosen]))[None, :, None].expand_as(weight)
-    units = UnitSet.of(case.size, case.inner, case.chosen)
-    targets = [Target("whole", weight.clone()), Target("units", weight.clone(), units)]
+    weight = torch.randn(case.shape, generator=torch.Generator().manual_seed(case.size))
+    mask = case.mask(case.chosen)
+    targets = [Target("whole", weight.clone()), Target("units", weight.clone(), case.units())]
     assert targets[1].count == mask.sum()
     backend = make(targets, keep_baseline(targets))
     for method, level in CONDITIONS:
+        backend.damage(method, level, SEED, chosen=[torch.tensor([False]), case.table(case.some)])
+        some = case.mask(case.some)
+        assert torch.equal(targets[0].weight, weight), "no unit of it was chosen"
+        of_all = damaged_alone(weight, mask, method, level, "units")
+        assert torch.equal(targets[1].weight, torch.where(some, of_all, weight)), (method, case)
         backend.damage(method, level, SEED)
         expected = [
             damaged_alone(weight, meant, method, level, target.name)
@@ -82,6 +111,8 @@ def check_backend(make: MakeBackend, case: Case) -> None:
         assert effect.fraction_zeroed == (now == 0).sum() / len(kept)
         assert effect.relative_change == pytest.approx(float((now - kept).norm() / kept.norm()), rel=1e-9)
         assert effect.distinct_values == max(len(expected[0].unique()), len(expected[1][mask].unique()))
+    with pytest.raises(ValueError, match="units are marked of"):
+        backend.damage("ablation", 1.0, SEED, chosen=[torch.tensor([True]), torch.ones(len(mask.flatten()) + 1)])
     restore(targets, backend.baseline)
     assert all(torch.equal(target.weight, weight) for target in targets)
 
@@ -92,7 +123,7 @@ def check_backend(make: MakeBackend, case: Case) -> None:
 def test_any_units_are_damaged_as_a_mask_says(case: Case) -> None:
     """Random units of random shapes, also where they lie across blocks; `test_kernels` does the same in Triton."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(damage_methods, "BLOCK", 64)
+        patch.setattr(damage_blocks, "BLOCK", 64)
         check_backend(TorchBackend, case)
 
 
@@ -101,6 +132,8 @@ def test_units_that_are_not_there_are_refused(units: tuple[int, ...]) -> None:
     """No unit, one below zero, one behind the end."""
     with pytest.raises(ValueError, match="are not some of 4, counted from 0"):
         UnitSet.of(4, 1, units)
+    with pytest.raises(ValueError, match="are not some of 4, counted from 0"):
+        UnitSet.of(2, 1, units, repeats=2, period=10)
 
 
 def gauss_by_hand(name: str, weight: Tensor) -> Tensor:

@@ -1,21 +1,25 @@
 """Restore and damage on the GPU, side by side with the reference way; Gemma-3-4B shapes, random weights, bfloat16.
 
 Run on a CUDA machine: `python -m tests.benchmarks.damage` (with the repository root on the path). Besides times it
-compares at least 1e8 weights with the CPU bit by bit, and tests the distribution of 1e9 normals.
+compares at least 1e8 weights with the CPU bit by bit, and tests the distribution of 1e9 normals. `times`, `bits` or
+`normals` does one part only; `--out FILE` writes what is known after every measurement.
 """
 
+import argparse
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from attrs import asdict
 
 from runner.damage_backend import TritonBackend
 from runner.damage_methods import damage, keep_baseline, restore
-from runner.spec_methods import Method
+from runner.spec_methods import PLAIN, Method, Options
 from runner.target_tensor import Target
 
 LAYERS, HIDDEN, INTERMEDIATE, KEYS, VOCABULARY = 34, 2560, 10240, 1024, 262_208
@@ -30,15 +34,46 @@ SHAPES = {
 }
 REPEATS = 10
 FAR = 5.0
-CONDITIONS: list[tuple[Method, float]] = [("mult_gauss", 0.3), ("ablation", 0.3), ("uni_quant", 256), ("mult_gauss", 0)]
-COMPARED: list[tuple[Method, float]] = [
-    ("mult_gauss", 0.1),
-    ("mult_gauss", 1.4),
-    ("ablation", 0.05),
-    ("ablation", 0.8),
-    ("uni_quant", 1024),
-    ("uni_quant", 4),
+SLOW = 1000.0  # milliseconds, beyond which three runs have to do
+BY_ROW = Options(per="row")
+CONDITIONS: list[tuple[Method, float, Options]] = [
+    ("mult_gauss", 0.3, PLAIN),
+    ("ablation", 0.3, PLAIN),
+    ("uni_quant", 256, PLAIN),
+    ("mult_gauss", 0, PLAIN),
+    ("add_gauss", 0.3, PLAIN),
+    ("mean", 0.3, PLAIN),
+    ("sign_flip", 0.3, PLAIN),
+    ("bit_flip", 0.3, PLAIN),
+    ("bit_flip", 0.3, Options(bits="sign")),
+    ("prune", 0.3, PLAIN),
+    ("prune", 0.3, Options(order="largest")),
+    ("shuffle", 0.3, PLAIN),
+    ("shuffle", 1.0, PLAIN),
+    ("shuffle", 0.3, Options(pieces="rows")),
+    ("shuffle", 0.3, Options(pieces="columns")),
+    ("add_gauss", 0.3, BY_ROW),
+    ("uni_quant", 256, BY_ROW),
+    ("mult_gauss", 0.3, Options(share=0.1)),
+    ("uni_quant", 256, Options(share=0.1)),
 ]
+COMPARED: list[tuple[Method, float, Options]] = [
+    ("mult_gauss", 0.1, PLAIN),
+    ("mult_gauss", 1.4, PLAIN),
+    ("ablation", 0.05, PLAIN),
+    ("ablation", 0.8, PLAIN),
+    ("uni_quant", 1024, PLAIN),
+    ("uni_quant", 4, PLAIN),
+    *CONDITIONS[4:],
+]
+Save = Callable[[], None]
+PARTS = ("times", "bits", "normals")
+
+
+def named(method: Method, level: float, options: Options) -> str:
+    """A condition in a few words."""
+    said = [f"{key} {value}" for key, value in asdict(options).items() if value != getattr(PLAIN, key)]
+    return ", ".join([f"{method} {level}", *said])
 
 
 def make(group: str, dtype: torch.dtype = torch.bfloat16) -> list[Target]:
@@ -47,17 +82,17 @@ def make(group: str, dtype: torch.dtype = torch.bfloat16) -> list[Target]:
     return [Target(name, torch.randn(shape, device="cuda", dtype=dtype) * 0.02) for name, shape in SHAPES[group]]
 
 
-def milliseconds(work: Callable[[], Any]) -> float:
+def milliseconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
     """Median over several runs, host time included, since the launches count."""
     work()
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         torch.cuda.synchronize()
         start = time.perf_counter()
         work()
         torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - start))
-    return sorted(times)[REPEATS // 2]
+    return sorted(times)[repeats // 2]
 
 
 def reference_way(targets: Sequence[Target]) -> Callable[[], None]:
@@ -75,24 +110,46 @@ def reference_way(targets: Sequence[Target]) -> Callable[[], None]:
     return work
 
 
-def time_group(group: str) -> dict[str, float]:
+def time_group(group: str, found: dict[str, float], save: Save) -> None:
     """Milliseconds of each method and of the reference way, and the extra memory that damage takes."""
     targets = make(group)
     ward = TritonBackend(targets, keep_baseline(targets))
     size = sum(target.weight.nbytes for target in targets)
-    found = {"weights": float(sum(target.count for target in targets))}
-    torch.cuda.reset_peak_memory_stats()
+    found["weights"] = float(sum(target.count for target in targets))
     before = torch.cuda.memory_allocated()
-    for method, level in CONDITIONS:
-        found[f"{method} {level}"] = milliseconds(lambda m=method, v=level: ward.damage(m, v, 42))
-    found["extra memory, % of the group"] = 100 * (torch.cuda.max_memory_allocated() - before) / size
+    for method, level, options in CONDITIONS:
+        torch.cuda.reset_peak_memory_stats()
+        name = named(method, level, options)
+
+        def work(method: Method = method, level: float = level, options: Options = options) -> None:
+            ward.damage(method, level, 42, options=options)
+
+        try:
+            found[f"{name}, first time"] = milliseconds_once(work)
+            slow = found[f"{name}, first time"] > SLOW
+            found[name] = milliseconds(work, 3 if slow else REPEATS)
+        except torch.cuda.OutOfMemoryError:
+            found[name] = math.nan
+        found[f"{name}, extra GiB"] = (torch.cuda.max_memory_allocated() - before) / 2**30
+        torch.cuda.empty_cache()
+        save()
+    found["size, GiB"] = size / 2**30
     found["digest"] = milliseconds(ward.fingerprints)
     found["evidence"] = milliseconds(ward.sums)
     found["mult_gauss, baseline pinned"] = time_pinned(targets)
     found["plain copy"] = milliseconds(lambda: restore(targets, ward.baseline))
     found["reference way"] = milliseconds(reference_way(targets))
     found["ratio"] = found["reference way"] / found["mult_gauss 0.3"]
-    return found
+    save()
+
+
+def milliseconds_once(work: Callable[[], Any]) -> float:
+    """Of one run, with what is compiled or found out at the first."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start)
 
 
 def time_pinned(targets: Sequence[Target]) -> float:
@@ -101,21 +158,21 @@ def time_pinned(targets: Sequence[Target]) -> float:
     return milliseconds(lambda: ward.damage("mult_gauss", 0.3, 42))
 
 
-def compare_bits(weights: int) -> dict[str, int]:
+def compare_bits(weights: int, found: dict[str, int], save: Save) -> None:
     """Differing bytes between this GPU and the CPU, by dtype, method and level."""
-    found = {}
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
         torch.manual_seed(1)
-        target = Target("layers.0.mlp.up_proj.weight", torch.randn(weights, device="cuda", dtype=dtype) * 0.02)
+        weight = torch.randn(weights // 10_000, 10_000, device="cuda", dtype=dtype) * 0.02
+        target = Target("layers.0.mlp.up_proj.weight", weight)
         ward = TritonBackend([target], keep_baseline([target]))
         cpu = Target(target.name, target.weight.cpu())
         original = keep_baseline([cpu])
-        for method, level in COMPARED:
-            ward.damage(method, level, 42)
-            damage([cpu], original, method, level, 42)
+        for method, level, options in COMPARED:
+            ward.damage(method, level, 42, options=options)
+            damage([cpu], original, method, level, 42, options=options)
             same = target.weight.cpu().view(torch.uint8) != cpu.weight.view(torch.uint8)
-            found[f"{dtype} {method} {level}"] = int(same.sum())
-    return found
+            found[f"{dtype} {named(method, level, options)}"] = int(same.sum())
+            save()
 
 
 def describe_normals(count: int) -> dict[str, float]:
@@ -177,12 +234,31 @@ def describe_more_seeds(count: int, seeds: range) -> dict[str, float]:
 
 def main() -> None:
     """Print everything as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help="times, bits, normals; without any, all of them")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    if not set(asked.parts) <= set(PARTS):
+        parser.error(f"there are {', '.join(PARTS)}")
+    asked.parts = asked.parts or PARTS
     report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-    report["bytes that differ from the CPU, 1e8 weights"] = compare_bits(100_000_000)
-    report["normals"] = describe_normals(1_000_000_000)
-    report["normals of 20 other seeds"] = describe_more_seeds(1_000_000_000, range(100, 120))
-    torch.cuda.empty_cache()
-    report["milliseconds"] = {group: time_group(group) for group in SHAPES}
+
+    def save() -> None:
+        if asked.out:
+            asked.out.write_text(json.dumps(report, indent=1))
+
+    if "times" in asked.parts:
+        report["milliseconds"] = {group: {} for group in SHAPES}
+        for group in SHAPES:
+            time_group(group, report["milliseconds"][group], save)
+            torch.cuda.empty_cache()
+    if "bits" in asked.parts:
+        report["bytes that differ from the CPU, 1e8 weights"] = {}
+        compare_bits(100_000_000, report["bytes that differ from the CPU, 1e8 weights"], save)
+    if "normals" in asked.parts:
+        report["normals"] = describe_normals(1_000_000_000)
+        report["normals of 20 other seeds"] = describe_more_seeds(1_000_000_000, range(100, 120))
+    save()
     json.dump(report, sys.stdout, indent=1)
 
 

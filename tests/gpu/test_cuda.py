@@ -14,7 +14,7 @@ from runner.decode_batch import BatchShape, Request
 from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
 from runner.model_load import load_model, locate
-from runner.run_setup import targets_of
+from runner.run_setup import lesion_of, selection_of
 from runner.spec import Model, Spec
 from runner.spec_sweep import Sweep
 
@@ -73,7 +73,7 @@ def test_two_gpus_hold_the_same_damaged_model(checkpoints: dict[str, Path], kind
             layers = {f"model.layers.{i}": i % 2 for i in range(model.config.num_hidden_layers)}
             others = {"model.embed_tokens": 0, "model.norm": 1, "model.rotary_emb": 0, "lm_head": 0}
             accelerate.dispatch_model(model, layers | others)
-        with DamagedModel(lambda name, model=model: targets_of(model, spec, name)) as patient:
+        with DamagedModel(lambda name, model=model: lesion_of(model, selection_of(spec, name), {})) as patient:
             digests.append(patient.damage(group, "mult_gauss", 0.5, 3))
             shape = BatchShape(rows=2, prompt_length=8, new_tokens=8)
             generator = BatchScheduler(
