@@ -10,7 +10,7 @@ from typing import Any
 from runner.env_files import LONGEST_NAME, is_named, listed, make_folder, sync_folder
 from runner.errors import SetupError, SpecError
 from runner.results_file import Keep, ResultsFile, Take
-from runner.results_layout import Scan, whole
+from runner.results_layout import READ_AT_ONCE, Scan, whole
 from runner.results_lock import in_use, lock, unlock
 from runner.run_shard import Shard
 
@@ -56,7 +56,7 @@ def each_record(path: Path) -> Iterator[dict[str, Any]]:
     try:
         if path.exists() and not path.is_file():
             raise SetupError(f"{path}: is no file")
-        with path.open("rb") as file:
+        with path.open("rb", READ_AT_ONCE) as file:
             scan = Scan(file)
             for record, _ in scan:
                 yield record
