@@ -84,7 +84,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def torture(session: nox.Session) -> None:
-    """Power cuts and faults of system calls at every moment of small runs: 20 minutes; `--every 10`: fewer faults."""
+    """Power cuts and faults of system calls at every moment of small runs: 20 minutes. `-- --row WORDS`: less."""
     install_project(session, *groups("tests"), extra="[cluster,report]")
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}
     session.run("python", "-m", "torture.campaign", *session.posargs, env=env)

@@ -47,6 +47,16 @@ def shortened(stem: str, suffix: str) -> str:
     return stem + suffix if len(encoded) <= room else encoded[:room].decode(errors="ignore") + suffix
 
 
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of the names.
+
+    A signal can interrupt this on FUSE and some network file systems; Python makes other calls again, not this one.
+    """
+    while True:
+        with suppress(InterruptedError):
+            return sorted(folder.iterdir())
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those that it is in, so that their names are on the disk."""
     missing = [place for place in folder.parents if not place.exists()]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from runner.env_files import listed
 from runner.errors import SetupError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         SetupError: a file is a git-lfs pointer or empty, a table is no JSON object, or it is an adapter alone.
     """
-    for path in sorted(folder.iterdir()):
+    for path in listed(folder):
         if path.suffix in FILES and path.is_file():
             check_file(path)
     if (folder / "adapter_config.json").exists():
@@ -140,7 +141,7 @@ def check_size(weights: int, folder: Path) -> None:
     Raises:
         SetupError: there are files of weights, and they have less than half a byte for each.
     """
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file())
+    size = sum(path.stat().st_size for path in listed(folder) if path.suffix in WEIGHTS and path.is_file())
     if size and weights > 2 * size:
         raise SetupError(
             f"model.id: config.json in {folder} describes {weights:,} weights, and its files of weights have "

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from runner.cli_boundary import first_line
-from runner.env_files import sync_folder
+from runner.env_files import listed, sync_folder
 from runner.errors import DegradeError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _unpackers() -> str:
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
     """Size and CRC-32 of every file in a folder but the list of them: quick, against accidents, not against malice."""
-    files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+    files = [path for path in listed(folder) if path.name != CHECKSUMS]
     return {path.name: [path.stat().st_size, _crc(path, _identity(path))] for path in files}
 
 
@@ -121,7 +121,7 @@ def _is_whole(folder: Path) -> bool:
 def _seal(folder: Path) -> None:
     """Add the checksums to a new copy and wait until it is on the disk."""
     (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1), encoding="utf-8")
-    for path in folder.iterdir():
+    for path in listed(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     with suppress(OSError):  # some network file systems cannot; a copy that is cut off is noticed by its checksums

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from runner.errors import DegradeError, SetupError
 from runner.results_checksum import SCHEMA_VERSION, VERSION, spoilt_parts
-from runner.results_layout import Scan, whole
+from runner.results_layout import READ_AT_ONCE, Scan, whole
 from runner.results_record import Record, guarded_settings
 from runner.results_sidecar import Tables, read_sidecar, shard_of, sidecar_path
 from runner.results_summary import key_of
@@ -69,7 +69,7 @@ def check(path: Path, tell: Tell) -> Checked:
     if not path.is_file():
         raise SetupError(f"{path}: {'is no file' if path.exists() else 'there is no such file'}")
     try:
-        with path.open("rb") as file:
+        with path.open("rb", READ_AT_ONCE) as file:
             scan, conditions = look(file, spec, sidecar, fault)
     except OSError as error:
         raise SetupError(f"{path}: cannot be read: {error.strerror}") from None

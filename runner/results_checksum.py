@@ -38,7 +38,11 @@ def as_line(record: Mapping[str, Any]) -> bytes:
 
 def take_seal(record: dict[str, Any]) -> dict[str, Any]:
     """Take version and checksum, as far as they are there, out of a record."""
-    return {key: record.pop(key) for key in (VERSION, CHECKSUM) if key in record}
+    seal = {}
+    for key in (VERSION, CHECKSUM):
+        if key in record:
+            seal[key] = record.pop(key)
+    return seal
 
 
 def is_intact(line: bytes) -> bool:

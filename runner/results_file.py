@@ -17,7 +17,7 @@ from typing import Any, Self
 from runner.env_files import is_named, kept_name, replace_file, replace_open, sync_folder, write_at
 from runner.errors import SetupError
 from runner.results_checksum import sealed
-from runner.results_layout import CLOSING, EMPTY, OPENING, Scan, addition_of, content_of, tail_of, whole
+from runner.results_layout import CLOSING, EMPTY, OPENING, READ_AT_ONCE, Scan, addition_of, content_of, tail_of, whole
 from runner.results_lock import unlock
 from runner.results_record import Record
 from runner.results_sidecar import sidecar_path
@@ -175,7 +175,7 @@ class ResultsFile:
 
     @contextlib.contextmanager
     def _scan(self) -> Iterator[Scan]:
-        with open(self._descriptor, "rb", closefd=False) as file:
+        with open(self._descriptor, "rb", READ_AT_ONCE, closefd=False) as file:
             yield Scan(file)
 
     def _lines(self) -> Iterator[bytes]:

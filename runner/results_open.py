@@ -1,6 +1,5 @@
 """Results files by name: where they are, what is in them, and how they are opened."""
 
-import glob
 import os
 import re
 import stat
@@ -8,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runner.env_files import LONGEST_NAME, is_named, make_folder, sync_folder
+from runner.env_files import LONGEST_NAME, is_named, listed, make_folder, sync_folder
 from runner.errors import SetupError, SpecError
 from runner.results_file import Keep, ResultsFile, Take
-from runner.results_layout import Scan, whole
+from runner.results_layout import READ_AT_ONCE, Scan, whole
 from runner.results_lock import in_use, lock, unlock
 from runner.run_shard import Shard
-
-_SHARD = re.compile(r"\.shard-[0-9]+-of-[0-9]+$")
 
 
 def results_path(folder: Path, method: str, model_id: str, suffix: str, shard: Shard | None = None) -> Path:
@@ -37,8 +34,12 @@ def results_path(folder: Path, method: str, model_id: str, suffix: str, shard: S
 def paths_of_study(folder: Path, method: str, model_id: str, suffix: str) -> list[Path]:
     """The results file of a method, which may not be there, and those of its shards in the same folder."""
     path = results_path(folder, method, model_id, suffix)
-    pattern = f"{glob.escape(path.stem)}.shard-*-of-*{path.suffix}"
-    return [path, *(found for found in sorted(folder.glob(pattern)) if _SHARD.search(found.stem))]
+    of_a_shard = re.compile(rf"{re.escape(path.stem)}\.shard-[0-9]+-of-[0-9]+{re.escape(path.suffix)}")
+    try:
+        beside = listed(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # no file of a shard is known
+        beside = []
+    return [path, *(found for found in beside if of_a_shard.fullmatch(found.name))]
 
 
 def short_name(model_id: str) -> str:
@@ -55,7 +56,7 @@ def each_record(path: Path) -> Iterator[dict[str, Any]]:
     try:
         if path.exists() and not path.is_file():
             raise SetupError(f"{path}: is no file")
-        with path.open("rb") as file:
+        with path.open("rb", READ_AT_ONCE) as file:
             scan = Scan(file)
             for record, _ in scan:
                 yield record

@@ -21,7 +21,7 @@ from runner.results_guard import (
     past_of,
     refuse,
 )
-from runner.results_layout import Scan, whole
+from runner.results_layout import READ_AT_ONCE, Scan, whole
 from runner.results_record import guarded_settings
 from runner.results_sidecar import (
     EVIDENCE_KEY,
@@ -90,7 +90,7 @@ def open_part(path: Path, files: ExitStack) -> Part | None:
     try:
         if not path.is_file():
             raise SetupError(f"{path}: {'is no file' if path.exists() else 'there is no such file'}")
-        file = files.enter_context(path.open("rb"))
+        file = files.enter_context(path.open("rb", READ_AT_ONCE))
         sidecar = read_sidecar(path)
         data = place.read_bytes() if sidecar else b""
     except OSError as error:

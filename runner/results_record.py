@@ -86,7 +86,7 @@ def is_record(found: Record) -> bool:
         if type(get(field)) is not str:
             return False
     for field in _DIGESTS:
-        if get(field) is not None and type(found[field]) is not str:
+        if (text := get(field)) is not None and type(text) is not str:
             return False
     for field, least, bound in _COUNTS:
         if (value := get(field)) is not None and not (type(value) is int and least <= value < bound):

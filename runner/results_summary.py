@@ -1,7 +1,8 @@
 """What a run needs to know of the records of a file, gathered in one pass, so that none has to stay in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from operator import itemgetter
 from typing import Any, Self
 
 import cattrs
@@ -14,6 +15,9 @@ from runner.spec_methods import Damage, Method, is_no_op
 from runner.spec_sweep import Sweep
 
 _converter = make_converter()
+_key_of: Callable[[Record], Key] = itemgetter(*KEY_FIELDS)
+_NOTHING = object()
+_MISSING = (_NOTHING,) * len(GUARDED)
 _ENOUGH = 2  # different values of a setting: one of them is not that of any run
 
 
@@ -51,8 +55,13 @@ class RecordSummary:
         self.models: set[str] = set()  # digests of intact models
         self.pictures: set[str] = set()
         self.witnesses: dict[str, Witness] = {}  # by group
+        self._digests = (
+            ("perplexity_digest", self.perplexities),
+            ("model_digest", self.models),
+            ("image_digest", self.pictures),
+        )
         self._shared: dict[Any, Any] = {}
-        self._found: dict[str, Any] = {}  # the settings and the condition of the record before
+        self._found: list[Any] = []  # the settings and the condition of the record before
         self._condition: tuple[str, float, int, str] | None = None
 
     @classmethod
@@ -72,35 +81,32 @@ class RecordSummary:
         self.keys.add((group, level, repeat, method, text))
         self.count += 1
         self.last = record
-        if record.get("prompt_id") is not None:
-            self.prompt_ids.setdefault(text, record["prompt_id"])
-        if record.get("prompt_digest"):
-            self.prompts[text] = record["prompt_digest"]
-        if record.get("padded_length") and "tokens_in" in record:
+        get = record.get
+        if (prompt_id := get("prompt_id")) is not None:
+            self.prompt_ids.setdefault(text, prompt_id)
+        if digest := get("prompt_digest"):
+            self.prompts[text] = digest
+        if get("padded_length") and "tokens_in" in record:
             self.lengths[text] = record["tokens_in"]
-        for field, known in (
-            ("perplexity_digest", self.perplexities),
-            ("model_digest", self.models),
-            ("image_digest", self.pictures),
-        ):
-            if record.get(field):
-                known.add(record[field])
+        for field, known in self._digests:
+            if digest := get(field):
+                known.add(digest)
         self._add_settings(record, repeat)
         if (group, level, repeat, method) != self._condition:
             self._condition = (group, level, repeat, method)
             self._add_witness(record, group, method, level)
 
     def _add_settings(self, record: Record, repeat: int) -> None:
-        found = {key: record[key] for key in GUARDED if key in record}
-        if record.get("seed") is not None:
-            found["seed"] = record["seed"] - repeat
+        seed = record.get("seed")
+        found = [*map(record.get, GUARDED, _MISSING), _NOTHING if seed is None else seed - repeat]
         if found == self._found:
             return
         self._found = found
-        for key, value in found.items():
-            known = self.settings.setdefault(key, [])
-            if len(known) < _ENOUGH and value not in known:
-                known.append(value)
+        for key, value in zip((*GUARDED, "seed"), found, strict=True):
+            if value is not _NOTHING:
+                known = self.settings.setdefault(key, [])
+                if len(known) < _ENOUGH and value not in known:
+                    known.append(value)
 
     def _add_witness(self, record: Record, group: str, method: str, level: float) -> None:
         """One damaged model of each group, an undamaged one where there is one: it costs the least to make again."""
@@ -115,8 +121,7 @@ class RecordSummary:
 
 def key_of(record: Record) -> Key:
     """What a record is known by when a run is resumed."""
-    group, level, repeat, method, text = (record[field] for field in KEY_FIELDS)
-    return (group, level, repeat, method, text)
+    return _key_of(record)
 
 
 @cache

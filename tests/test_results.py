@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from records import Records, open_results, parse, read_records, record
 
 from runner.errors import SetupError, SpecError
+from runner.results_json import json_in
 from runner.results_open import LONGEST_NAME, results_path
 from runner.results_summary import key_of
 
@@ -71,6 +72,35 @@ def test_any_appends_are_read_back(tmp_path_factory: pytest.TempPathFactory, ses
                 assert parse(path) == read_records(path) == expected
                 assert path.read_bytes().count(b"\n") == len(expected) + 2
     assert read_records(path) == expected
+
+
+# What a line can be made of so that its parts are JSON and the whole is not, or says something else.
+PARTS = (
+    *(', "experiment_id": "a"', ', "gen_params": {"x": 1', "}", ', "device": "cpu"', ', "timestamp": "u"', "[", "]"),
+    *(', "device": {"deep": 1}', ', "text": "said: , \\"device\\": "', ', "level": 1e999'),
+    *('"', "\\", " ", "{", "NaN", "\0"),
+)
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=9))
+@example([PARTS[0], PARTS[3]])
+@example([PARTS[0], PARTS[4], PARTS[3]])
+@example([PARTS[0], PARTS[3], PARTS[4]])
+@example([PARTS[0], PARTS[1], PARTS[3], PARTS[2]])
+@example([PARTS[0], PARTS[0], PARTS[3], PARTS[3]])
+def test_a_line_says_what_json_says(parts: list[str]) -> None:
+    """Also where a part of it is read only once for all records that share it; the order of fields included."""
+    line = f'{{"timestamp": "t"{"".join(parts)}}}'.encode()
+    for _ in range(2):  # the second time from memory
+        found, as_written = json_in(line)
+        try:
+            said = json.loads(line)
+        except ValueError:
+            assert found is None
+            continue
+        finite = b"1e999" not in line and b"NaN" not in line
+        assert as_written == finite
+        assert not finite or json.dumps(found) == json.dumps(said)
 
 
 def test_appending_nothing_changes_nothing(path: Path) -> None:

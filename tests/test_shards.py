@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -129,6 +131,22 @@ def test_files_of_shards_are_found_beside_that_of_the_study(tmp_path: Path) -> N
     assert paths_of_study(tmp_path, "ablation", "org/a[b]*", "y") == [
         results_path(tmp_path, "ablation", "org/a[b]*", "y")
     ]
+
+
+def test_a_folder_is_looked_through_again_when_a_signal_interrupts_that(tmp_path: Path) -> None:
+    """As some network file systems answer; a folder that is not there, or is none, has no files of shards."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    shard = results_path(folder, "ablation", "org/a", "x", Shard(2, 3))
+    shard.touch()
+    asked = f"paths_of_study(Path({str(folder)!r}), 'ablation', 'org/a', 'x')"
+    program = f"from runner.results_open import *; print({asked})"
+    strace = ["strace", "-f", "-o", tmp_path / "log", "-P", folder, "-e", "inject=openat:error=EINTR:when=1..2"]
+    run = subprocess.run([*strace, sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (tmp_path / "log").read_text().count("(INJECTED)") == 2
+    assert run.stdout == f"{[results_path(folder, 'ablation', 'org/a', 'x'), shard]}\n", run.stderr
+    for none in (tmp_path / "missing", shard):
+        assert len(paths_of_study(none, "ablation", "org/a", "x")) == 1
 
 
 @pytest.mark.slow

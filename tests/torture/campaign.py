@@ -31,6 +31,7 @@ EVERY_BY_COMMAND = 4  # of so many cases of faults one is resumed by the command
 SIGNALS = 100
 MEMORY = Path("/dev/shm")  # where an fsync costs nothing  # noqa: S108
 FAULT_SCENARIOS = ("new study", "--force", "older layout", "extends", "picture")
+CACHE = "faults: cache of unpacked models"
 WORDS = ("lost", "doubled", "different")
 
 
@@ -68,20 +69,27 @@ class Campaign:
         for server in self.servers:
             server.close()
 
-    def rows(self) -> Iterator[Row]:
-        """The table."""
+    def rows(self, wanted: str = "") -> Iterator[Row]:
+        """The table; of it, if asked so, only the rows with these words in their names."""
         scenarios = {scenario.name: scenario for scenario in self.study.scenarios()}
         for scenario in scenarios.values():
-            yield self.power_cuts(scenario)
+            if wanted in f"power cuts: {scenario.name}":
+                yield self.power_cuts(scenario)
         for name in FAULT_SCENARIOS:
-            yield from self.faults(evolve(scenarios[name], sweeps=["gauss"]))
+            if wanted in f"faults: {name}":  # which has the signals as well
+                yield from self.faults(evolve(scenarios[name], sweeps=["gauss"]))
+        if wanted in CACHE:
+            yield self.cache()
+
+    def cache(self) -> Row:
+        """Faults while a model is unpacked into the cache."""
         start = time.monotonic()
         numbered = enumerate(self.some(cache.all_cases(self.place / "cache")))
         with ThreadPoolExecutor(PROCESSES) as pool:
             found = list(
                 pool.map(lambda one: cache.attempt(one[1], self.place / f"cache_{one[0]}", self.library), numbered)
             )
-        yield row("faults: cache of unpacked models", found, start)
+        return row(CACHE, found, start)
 
     def power_cuts(self, scenario: Scenario) -> Row:
         """Every state after a power cut in a run of this scenario, and a few that the command itself resumes."""
@@ -147,13 +155,14 @@ def main() -> int:
     """Print the table; 1 if anything was lost, doubled, different, or otherwise than it should be."""
     parser = argparse.ArgumentParser(prog="torture")
     parser.add_argument("--every", type=int, default=1, help="of so many faults and signals one is tried, at random")
-    every = parser.parse_args().every
+    parser.add_argument("--row", default="", metavar="WORDS", help="only the rows with these words in their names")
+    chosen = parser.parse_args()
     logging.disable()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        campaign = Campaign(Path(folder), every)
+        campaign = Campaign(Path(folder), chosen.every)
         print(f"| | tried | records at risk | {' | '.join(WORDS)} | other faults | seconds |\n{'| --- ' * 8}|")
-        for one in campaign.rows():
+        for one in campaign.rows(chosen.row):
             rows.append(one)
             print(one, flush=True)
             for fault in one.faults:
