@@ -1,14 +1,18 @@
 """Each method is what NumPy makes of its formula, for whole tensors and parts, with every option; counts are exact."""
 
+import json
 import math
 import struct
+import tomllib
 from collections.abc import Iterator
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from attrs import evolve, fields_dict
+from helpers import Command, done
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -494,3 +498,32 @@ def test_the_table_of_methods_is_whole() -> None:
     assert weights_key("g", "uni_quant", 4, 7) == ("g", "uni_quant", 4, None)
     assert weights_key("g", "uni_quant", 4, 7, Options(share=0.5)) == ("g", "uni_quant", 4, 7)
     assert weights_key("g", "prune", 0.5, 7) == ("g", "prune", 0.5, None)
+
+
+def test_the_command_runs_each_method(degrade: Command, study: Path) -> None:
+    """From the spec to records and evidence; `degrade check` and `verify` find all of it again."""
+    levels = {"add_gauss": 0.5, "mean": 0.25, "sign_flip": 0.25, "bit_flip": 0.25, "prune": 0.25, "shuffle": 0.25}
+    rows = [f"{{name='{m}', method='{m}', group='mlp_only', levels=[0.0, {v}]}}" for m, v in levels.items()]
+    done(degrade("--set", f"sweeps=[{', '.join(rows)}]", "--set", "run.n_rep=2"))
+    paths = sorted((study / "results").glob("outputs_*.json"))
+    known = {}
+    for path in paths:
+        for row in tomllib.loads(path.with_suffix(".toml").read_text())["provenance"]["evidence"]:
+            known[row["method"], row["level"], row["repeat_index"]] = row
+    assert known.keys() == {(m, v, r) for m, level in levels.items() for v in (0.0, level) for r in (0, 1)}
+    assert {row["fraction_changed"] for key, row in known.items() if key[1] == 0} == {0}
+    assert known["prune", 0.25, 0]["fraction_zeroed"] == 0.25
+    for method in ("mean", "sign_flip", "bit_flip"):
+        assert abs(known[method, 0.25, 1]["fraction_changed"] - 0.25) < 0.01, method
+    assert 0.24 < known["shuffle", 0.25, 0]["fraction_changed"] <= 0.25
+    assert abs(known["add_gauss", 0.5, 0]["relative_change"] - 0.5) < 0.05
+    assert not any("distinct_values" in row for row in known.values())
+    digests = {
+        (r["degradation_method"], r["std_dev"], r["repeat_index"]): r["weights_digest"]
+        for path in paths
+        for r in json.loads(path.read_text())
+    }
+    repeats = {m: {digests[m, level, 0], digests[m, level, 1]} for m, level in levels.items()}
+    assert {method for method, found in repeats.items() if len(found) == 1} == {"prune"}
+    done(degrade(*map(str, paths), spec="check"))
+    assert done(degrade(*map(str, paths), spec="verify")).stderr.count(" 0 differ") == len(levels)

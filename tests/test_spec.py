@@ -290,7 +290,12 @@ def test_task_specs_hold_the_five_sweeps_of_the_reference_study(name: str) -> No
     assert spec.generation == Generation(temperature=1.0, top_k=64, top_p=0.95, max_new_tokens=350, max_batch_size=40)
 
 
-LEVELS = {"mult_gauss": st.floats(0, 1e300), "ablation": st.floats(0, 1), "uni_quant": st.integers(2, 2**24).map(float)}
+LEVELS = {
+    **{name: st.floats(0, 1) for name, method in METHODS.items() if method.level_is_share},
+    "mult_gauss": st.floats(0, 1e300),
+    "add_gauss": st.floats(0, 1e300),
+    "uni_quant": st.integers(2, 2**24).map(float),
+}
 assert LEVELS.keys() == METHODS.keys(), "every method is tried"
 TEXTS = st.text(min_size=1)
 WORDS = st.text("aZ09é_-.", min_size=1).filter(lambda word: word.strip("._-"))
