@@ -57,8 +57,8 @@ def report(results: Sequence[Path], out: Path, *, score: bool = False, texts: in
         for number, name in enumerate(table["run"].unique(maintain_order=True), start=1):
             stem = re.sub(r"[^\w.-]+", "_", name)
             stem = stem if len(stem) <= LONGEST_NAME else f"{stem[:LONGEST_NAME]}_{number}"
-            of_run = (of.filter(pl.col("run") == name) for of in (table, summary, ranking))
-            runs.append(_report_run(name, facts[name], *of_run, figures / stem))
+            records, means, ranks = (of.filter(pl.col("run") == name) for of in (table, summary, ranking))
+            runs.append(_report_run(name, facts[name], records, means, ranks, figures / stem))
         page = out / "report.html"
         page.write_text(render(runs, {metric.name: metric.label for metric in ALL}), encoding="utf-8")
     except OSError as error:

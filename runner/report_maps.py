@@ -68,12 +68,13 @@ def find_scale(values: Sequence[float], base: float | None, *, logarithmic: bool
     """A scale over some values, and over `base`, the value of no change, which is at its light end or between."""
     ends = np.array([*values, *([] if base is None else [base])])
     ends = np.log10(ends) if logarithmic else ends
-    boundaries = MaxNLocator(STEPS, steps=[1, 2, 2.5, 5, 10]).tick_values(float(ends.min()), float(ends.max()))
+    ticks = MaxNLocator(STEPS, steps=[1, 2, 2.5, 5, 10]).tick_values(float(ends.min()), float(ends.max()))
+    boundaries = [float(tick) for tick in ticks]
     colours = mpl.colormaps["cividis"](np.linspace(0, LIGHTEST, len(boundaries) - 1))
     if base is not None:
         middle = np.log10(base) if logarithmic else base
         low_is_dark = middle - ends.min() > ends.max() - middle
-    norm = BoundaryNorm(boundaries.tolist(), len(boundaries) - 1)
+    norm = BoundaryNorm(boundaries, len(boundaries) - 1)
     return Scale(norm=norm, colours=ListedColormap(colours if low_is_dark else colours[::-1]), logarithmic=logarithmic)
 
 
@@ -166,7 +167,7 @@ def _draw_scale(figure: Figure, panels: Sequence[Axes], scale: Scale, unit: str)
     boundaries = list(scale.norm.boundaries)
     bar.set_ticks(boundaries, labels=[f"{10**edge if scale.logarithmic else edge:.3g}" for edge in boundaries])
     bar.ax.tick_params(labelsize=7, length=0)
-    bar.outline.set_edgecolor(INK)  # type: ignore[operator]
+    bar.outline.set_edgecolor(INK)
     bar.set_label(unit, fontsize=7)
 
 

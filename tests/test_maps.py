@@ -296,10 +296,12 @@ def test_a_scale_holds_its_values_and_gets_darker_without_a_turn(values: list[fl
 def test_a_large_grid_makes_a_small_page(forks: ForkServer, tmp_path: Path) -> None:
     """Through the command: 7 x 34 curves at two levels, with every measure of texts changing, and one figure each."""
     layers = [str(layer) for layer in range(34)]
-    records = [
-        record | {"output": " ".join(WORDS.split()[number % 11 :]), "finish_reason": ("eos", "length")[number % 2]}
-        for number, record in enumerate(planted_grid(layers, prompts=2))
-    ]  # fmt: skip
+    records = []
+    for record in planted_grid(layers, prompts=2):
+        _, _, layer = record["param_group_name"].rstrip("]").partition("[")
+        kept = " ".join(WORDS.split()[int(layer or 0) % 9 :])
+        ending = "length" if layer else "eos"
+        records.append(record | {"output": f"{kept} {record['repeat_index']}", "finish_reason": ending})
     path = tmp_path / "outputs_large.json"
     path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
     run = done(forks.run("report", str(path), "--coherence-texts", "0", cwd=tmp_path))

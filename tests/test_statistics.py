@@ -358,6 +358,7 @@ def test_a_study_is_summarised(study: pl.DataFrame) -> None:
     assert summary.columns == [
         *("run", "sweep", "method", "group", "metric", "level", "damage", "n", "repeats"),
         *("mean", "standard_error", "low", "high", "d", "d_low", "d_high", "reference"),
+        *("change", "change_low", "change_high"),
     ]
     assert len(summary) == 24
     assert set(summary["n"]) == {40}
@@ -372,6 +373,10 @@ def test_a_study_is_summarised(study: pl.DataFrame) -> None:
     assert gauss["d_low"][0] is None
     assert (gauss["d_low"] < gauss["d"])[1:].all()
     assert (gauss["d_high"] > gauss["d"])[1:].all()
+    assert gauss["change"].to_list() == pytest.approx([d * SPREAD for d in (0.0, 0.4, 1.2, 3.0)], abs=1e-9)
+    widths = (gauss["change_high"] - gauss["change_low"]).to_list()
+    # Two means of two repeats each, equally uncertain: Welch's degrees of freedom are 2.
+    assert widths == [None, *[pytest.approx(2 * 4.302653 * 2**0.5 * APART, rel=1e-6)] * 3]
     quantised = summary.filter(sweep="uni_quant attn_only", metric="entropy")
     assert quantised["level"].to_list() == [1024.0, 64.0, 4.0]
     assert quantised["d"].to_list() == pytest.approx([0.2, 0.4, 1.2], abs=1e-9)
