@@ -11,6 +11,7 @@ EPILOG = """\
 degrade verify RESULT [RESULT ...]: damage again and compare digests, generate nothing; see degrade verify --help
 degrade check RESULT [RESULT ...]: is every record whole, and as the sidecar says; see degrade check --help
 degrade merge RESULT [RESULT ...]: join the files of shards; see degrade merge --help
+degrade localize SPEC: score the units of the intact model, for sweeps to choose by; see degrade localize --help
 degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
 
 exit codes: 0 done; 1 an error that nobody foresaw: two lines say which, and where its trace is; 2 the spec or the
@@ -32,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="override one value by dotted path, TOML syntax: --set run.n_rep=2")  # fmt: skip
     parser.add_argument("--sweep", action="append", default=[], metavar="NAME", dest="sweeps",
                         help="only this sweep (repeatable)")  # fmt: skip
-    parser.add_argument("--results", type=Path, default=Path(os.environ.get("DEGRADE_RESULTS") or "results"),
-                        metavar="DIR", help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
+    parser.add_argument("--results", type=Path, default=results_folder(), metavar="DIR",
+                        help="default: $DEGRADE_RESULTS, else ./results")  # fmt: skip
     parser.add_argument("--device", metavar="auto|cpu|cuda|cuda:N", help="instead of the spec's model.device")
     workers = parser.add_argument_group("workers, each with a model of its own (one for every GPU that is visible)")
     workers.add_argument("--gpus", type=_count, metavar="N", help="use N GPUs; 1 needs no other process")
@@ -53,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
                         "and degrade merge joins their files")  # fmt: skip
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     return parser
+
+
+def results_folder() -> Path:
+    """Where results are, unless the command line says otherwise."""
+    return Path(os.environ.get("DEGRADE_RESULTS") or "results")
 
 
 def _count(text: str) -> int:

@@ -23,6 +23,7 @@ from runner.spec_converter import (
     refuse_contradictions,
     suggestion,
 )
+from runner.spec_localize import Localize
 from runner.spec_sweep import Sweep, Text
 from runner.spec_targets import Group, Selection
 from runner.spec_toml import apply, read_merged
@@ -116,6 +117,7 @@ class Spec:
     run: Run = field(factory=Run)
     image: Image = field(factory=Image)
     perplexity: Perplexity = field(factory=Perplexity)
+    localize: Localize | None = None
 
     def __attrs_post_init__(self) -> None:
         """Raise every contradiction between tables at once."""

@@ -34,12 +34,15 @@ def own_names(spec: Any) -> Iterator[str]:
 
 
 def groups_known(spec: Any) -> Iterator[str]:
-    """Every group that a sweep names is there."""
+    """Every group that a sweep or [localize] names is there."""
     known = [*BUILT_IN, *spec.groups]
     for index, sweep in enumerate(spec.sweeps):
         for group in as_tuple(getattr(sweep, "group", ())):
             if group not in known:
                 yield f"sweeps[{index}].group: {group!r} is no parameter group{suggestion(group, known)}"
+    scored = getattr(spec.localize, "group", None)
+    if scored is not None and scored not in known:
+        yield f"localize.group: {scored!r} is no parameter group{suggestion(scored, known)}"
 
 
 def layers_of_one(spec: Any) -> Iterator[str]:

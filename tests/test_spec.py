@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from runner.errors import SpecError
 from runner.spec import Generation, Image, Model, Perplexity, Run, Spec, dump_toml, find_spec, load_spec, to_tables
+from runner.spec_localize import Localize
 from runner.spec_methods import METHODS
 from runner.spec_sweep import Sweep
 from runner.spec_targets import BUILT_IN, Group
@@ -160,7 +161,7 @@ def test_contradictions_are_told_with_everything_else(tmp_path: Path) -> None:
         ),
         (f"sweeps=[{SWEEP}, {SWEEP}]", "sweeps: the name gauss stands twice"),
         ("run.n_reps=2", "run.n_reps: unknown key; did you mean n_rep?"),
-        ("colour=2", "colour: unknown key; known: generation, groups, image, model, name"),
+        ("colour=2", "colour: unknown key; known: generation, groups, image, localize, model, name"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, override: str, complaint: str) -> None:
@@ -329,6 +330,22 @@ PERPLEXITIES = st.builds(Perplexity, compute=st.booleans(), text=TEXTS.filter(st
 PATTERNS = st.lists(TEXTS, min_size=1, max_size=3).map(tuple)
 COMPONENTS = st.sampled_from(["text", "vision"])
 GROUPS = st.builds(Group, include=PATTERNS, exclude=st.just(()) | PATTERNS, layers=LAYERS, tower=COMPONENTS)
+SCORE_FILES = WORDS.map(lambda word: f"{word}.safetensors")
+LOCALIZES = st.builds(
+    Localize,
+    unit=st.sampled_from(["neuron", "head", "channel"]),
+    by=st.just("contrast"),
+    texts=st.just("stories"),
+    against=TEXTS.filter(lambda name: name != "stories"),
+    out=SCORE_FILES,
+) | st.builds(
+    Localize,
+    unit=st.sampled_from(["weight", "neuron", "layer"]),
+    by=st.sampled_from(["gradient", "wanda"]),
+    texts=TEXTS,
+    group=st.sampled_from(list(BUILT_IN)),
+    out=SCORE_FILES,
+)
 SPECS = st.builds(
     Spec,
     name=WORDS,
@@ -345,6 +362,7 @@ SPECS = st.builds(
     run=st.builds(Run, seed=st.integers(0, 2**62), n_rep=st.integers(1, 30)),
     image=st.builds(Image, enabled=st.booleans(), path=st.text()),
     perplexity=PERPLEXITIES,
+    localize=st.none() | LOCALIZES,
 )
 
 
