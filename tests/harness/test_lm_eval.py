@@ -74,7 +74,8 @@ def evaluate(folder: Path, command: list[str], model: str, arguments: str, out: 
         )
     )
     (path,) = (folder / out).rglob("results_*.json")
-    samples = [json.loads(line) for file in sorted(path.parent.glob("samples_*.jsonl")) for line in file.open()]
+    files = sorted(path.parent.glob("samples_*.jsonl"))
+    samples = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return json.loads(path.read_text()) | {"samples": samples}
 
 
