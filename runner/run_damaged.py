@@ -96,7 +96,8 @@ def load_damaged(
 ) -> LoadedCondition:
     """The model of a spec on a device (spread where `model.device` is auto), in a condition of it.
 
-    `folders` are those in which scores and masks may be. Embeddings are untied only where the condition's own sweep asks for it. No baseline is kept.
+    `folders` are those in which scores and masks may be. Embeddings are untied only where the condition's own sweep
+    asks for it. No baseline is kept.
 
     Raises:
         SetupError: the model cannot be loaded.

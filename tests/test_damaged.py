@@ -16,8 +16,11 @@ from runner import damaged
 from runner.damage_digest import digest_of
 from runner.errors import SetupError, SpecError
 from runner.model_load import load_model, locate
-from runner.run_damaged import _interrupts_wait
-from runner.spec import Model
+from runner.run_damaged import _interrupts_wait, load_damaged
+from runner.run_plan import all_conditions
+from runner.spec import Model, Spec
+from runner.spec_methods import METHODS
+from runner.spec_sweep import Sweep
 
 HALF = {"group": "mlp_only", "method": "mult_gauss", "level": 0.5}
 
@@ -132,6 +135,41 @@ def test_keys_of_a_sweep_and_groups_are_those_of_a_spec(llama: Any) -> None:
         assert one.tensors == 2
     with damaged(llama, group="mlp_up", layers="0-1", method="ablation", level=0.25, seed=3) as same:
         assert same.digest == one.digest
+
+
+LEVELS = {"uni_quant": 8, "mult_gauss": 0.3, "add_gauss": 0.3}
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        *({"method": method} for method in METHODS),
+        {"method": "ablation", "unit": "neuron"},
+        {"method": "ablation", "unit": "head", "group": "attn_all", "within": "layer"},
+        {"method": "add_gauss", "share": 0.1, "per": "row"},
+        {"method": "shuffle", "pieces": "rows", "layers": "1-"},
+    ],
+    ids=str,
+)
+def test_every_method_and_unit_is_that_of_a_spec(checkpoints: dict[str, Path], sweep: dict[str, Any]) -> None:
+    """Loaded and damaged as the command does it: the same bits everywhere; restored afterwards."""
+    words = {"group": "mlp_only", **sweep}
+    level = LEVELS.get(sweep["method"], 0.25)
+    asked = Sweep(name="one", levels=(level,), **words)
+    spec = Spec(name="s", prompts="n", model=Model(id=str(checkpoints["llama"]), dtype="float32"), sweeps=(asked,))
+    loaded = load_damaged(spec, all_conditions(spec)[0], torch.device("cpu"))
+    model = load(checkpoints["llama"])
+    before = bits(model)
+    with damaged(model, level=level, **words) as effect:
+        assert effect.digest == loaded.digest
+        assert bits(model) == bits(loaded.model) != before
+    assert bits(model) == before
+
+
+def test_one_damaged_model_at_a_time(llama: Any) -> None:
+    """A grid is several; what they are is said."""
+    with pytest.raises(SpecError, match=r"mean 3 damaged models, not one: mlp_only\[0\], mlp_only\[1\], mlp_only\[2\]"):
+        damaged(llama, **HALF, each="layer").__enter__()
 
 
 def test_blocks_within_blocks(llama: Any) -> None:
