@@ -52,9 +52,11 @@ def write_checkpoint(model: Any, spec: Spec, facts: Mapping[str, Any], out: Path
             _write_model(model, spec, temporary)
         (temporary / FACTS).write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(describe(facts), encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors and mkdtemp let nobody else look
             _sync_path(path)
-        temporary.chmod(0o755)  # mkdtemp lets nobody else look
+        temporary.chmod(0o755)
+        _sync_path(temporary)
         temporary.rename(out)
         sync_folder(out.parent)
     except OSError as error:
