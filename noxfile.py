@@ -108,6 +108,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def lm_eval(session: nox.Session) -> None:
+    """lm-evaluation-harness on a damaged model, beside the exported checkpoint: a local task, nothing is downloaded."""
+    install_project(session, *groups("tests"), extra="[lm-eval]")
+    session.run("pytest", "tests/harness", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """On a CUDA machine: the GPU tests, then damage measured beside the reference way."""
     install_project(session, *groups("tests"), extra="[cluster,report]")

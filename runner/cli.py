@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner import cli_localize, cli_merge
+from runner import cli_export, cli_lm_eval, cli_localize, cli_merge
 from runner.cli_parser import build_check_parser, build_parser, build_report_parser, build_verify_parser
 from runner.errors import SetupError, SpecError, Terminated, forget_stop, stop
 
@@ -190,6 +190,8 @@ COMMANDS = {
     "check": (build_check_parser, _check),
     "merge": (cli_merge.build_merge_parser, cli_merge.merge),
     "localize": (cli_localize.build_localize_parser, cli_localize.localize),
+    "export": (cli_export.build_export_parser, cli_export.export),
+    "lm_eval": (cli_lm_eval.build_lm_eval_parser, cli_lm_eval.evaluate),
     "report": (build_report_parser, _report),
 }
 

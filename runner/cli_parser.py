@@ -13,6 +13,8 @@ degrade check RESULT [RESULT ...]: is every record whole, and as the sidecar say
 degrade merge RESULT [RESULT ...]: join the files of shards; see degrade merge --help
 degrade localize SPEC: score the units of the intact model, for sweeps to choose by; see degrade localize --help
 degrade report RESULT [RESULT ...]: tables, figures and one page from results files; see degrade report --help
+degrade export RESULT --where CONDITION --out FOLDER: a damaged checkpoint for other programs; see degrade export --help
+degrade lm_eval --model degrade --model_args spec=SPEC,...: a condition in lm-evaluation-harness; see specs/README.md
 
 exit codes: 0 done; 1 an error that nobody foresaw: two lines say which, and where its trace is; 2 the spec or the
 command line is wrong; 3 the environment is (model, token, memory, results file); 130 or 143 interrupted; 141 nobody

@@ -17,6 +17,7 @@ from attrs import frozen
 from runner.errors import DegradeError, SetupError, Terminated
 from runner.model_checkpoint import check_file, check_folder, check_report, check_size
 from runner.model_hub import explain, use_cache_alone_if_hub_is_away
+from runner.model_placement import forget_packing
 from runner.model_unpacked import copy_of
 
 logger = logging.getLogger(__name__)
@@ -133,9 +134,7 @@ def _unpack_text(source: Source, folder: Path) -> None:
 def _unpack_weights(source: Source, config: Any, dtype: torch.dtype, folder: Path) -> None:
     """The weights as transformers unpacks them, saved as if they had never been packed."""
     model = load_whole(source, config, dtype=dtype, **plain())
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    forget_packing(model)
     model.save_pretrained(folder)
 
 

@@ -20,17 +20,38 @@ def unpack_4bit(model: Any, targets: Sequence[Target]) -> None:
 
     To be done before the first forward pass: on the CPU bitsandbytes repacks its weights then, and what it holds after
     that no longer dequantises to what was loaded.
+
+    Raises:
+        SetupError: that has happened.
     """
     import bitsandbytes
 
     wanted = {id(target.weight) for target in targets}
     for path, module in list(model.named_modules()):
         if isinstance(module, bitsandbytes.nn.Linear4bit) and id(module.weight) in wanted:
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                raise SetupError(
+                    f"{path}: its 4-bit weights were repacked when the model was used on the CPU, and are no longer "
+                    "those that were loaded: load the model again, and damage it before its first use"
+                )
             weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
             plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
             plain.weight = nn.Parameter(weight.to(module.compute_dtype or weight.dtype), requires_grad=False)
             plain.bias = module.bias
             model.set_submodule(path, plain)
+
+
+def unpack_all(model: Any) -> None:
+    """Make a model in 4 bits one of plain weights, in the compute dtype, whose configuration says so."""
+    unpack_4bit(model, [Target(name, weight) for name, weight in model.named_parameters()])
+    forget_packing(model)
+
+
+def forget_packing(model: Any) -> None:
+    """Let the configuration of a model whose weights are all plain no longer say that they are packed."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def locate_weights(model: Any, targets: Sequence[Target]) -> tuple[Target, ...]:

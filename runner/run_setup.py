@@ -107,9 +107,11 @@ def load_intact(spec: Spec, device: torch.device) -> Any:
 
 
 def make_ready(
-    model: Any, spec: Spec, groups: Iterable[str], device: torch.device, files: Mapping[str, TargetFile]
+    model: Any, spec: Spec, groups: Iterable[str], device: torch.device | None, files: Mapping[str, TargetFile]
 ) -> dict[str, Lesion]:
     """Make a model ready for damage to these groups, and find the tensors and units of each.
+
+    `device` is where it will decode; None where it will not, so that its weights need not lie side by side.
 
     Raises:
         SpecError: the model does not have a group: an error now, not hours later.
@@ -117,7 +119,7 @@ def make_ready(
     groups = sorted(groups)
     selections = [*spec.selections().values(), *(selection_of(spec, group) for group in groups)]
     untie_where_asked(model, selections)
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         pack_projections(model)
     for group in groups if spec.model.load_4bit else ():
         unpack_4bit(model, resolve_targets(model, selection_of(spec, group)))

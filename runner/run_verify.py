@@ -14,9 +14,9 @@ from runner.results_sidecar import read_sidecar, sidecar_path
 from runner.results_summary import RecordSummary, is_damage
 from runner.run_identity import model_digest
 from runner.run_setup import load_intact, make_ready
-from runner.spec import find_shipped, load_spec
+from runner.spec import load_spec
 from runner.spec_methods import Damage
-from runner.task_files import find_target_files
+from runner.task_files import find_target_files, folders_of_results
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ def verify(results: Path, device: str | None = None) -> bool:
     place = choose_device(spec.model.device)
     model = load_intact(spec, place)
     same = _is_same_model(model, summary.models)
-    folder = results.absolute().parent
-    files = find_target_files(spec, [folder, folder.parent / "specs", Path("specs"), find_shipped("specs")])
+    files = find_target_files(spec, folders_of_results(results))
     lesions = make_ready(model, spec, {group for group, *_ in recorded}, place, files)
     with DamagedModel(lesions.__getitem__) as damaged_model:
         different = [key for key, digests in recorded.items() if not _equal(damaged_model, key, digests)]

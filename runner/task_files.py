@@ -8,7 +8,7 @@ from pathlib import Path
 from attrs import frozen
 
 from runner.errors import SpecError
-from runner.spec import Spec
+from runner.spec import Spec, find_shipped
 
 
 @frozen
@@ -37,6 +37,12 @@ def find_target_files(spec: Spec, folders: Sequence[Path]) -> dict[str, TargetFi
         if name is not None
     }
     return {name: _found(name, key, folders) for name, key in wanted.items()}
+
+
+def folders_of_results(results: Path) -> list[Path]:
+    """Where the files are that the sweeps of a results file name: beside it, or beside the spec that made it."""
+    folder = results.absolute().parent
+    return [folder, folder.parent / "specs", Path("specs"), find_shipped("specs")]
 
 
 def _found(name: str, key: str, folders: Iterable[Path]) -> TargetFile:
