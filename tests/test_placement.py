@@ -15,7 +15,7 @@ from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
 from runner.model_load import load_model, locate
 from runner.model_placement import unpack_4bit
-from runner.run_setup import targets_of
+from runner.run_setup import lesion_of, selection_of
 from runner.spec import Model, Spec
 from runner.spec_sweep import Sweep
 from runner.target_tensor import Target
@@ -23,6 +23,11 @@ from runner.target_tensor import Target
 CPU = torch.device("cpu")
 DEVICES = [CPU, torch.device("cuda", 0)] if torch.cuda.is_available() else [CPU]
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
+
+
+def targets_of(model: Any, spec: Spec, group: str) -> tuple[Target, ...]:
+    """The tensors of a group, where their weights are."""
+    return lesion_of(model, selection_of(spec, group), {}).targets
 
 
 def spec_of(folder: Path, group: str) -> Spec:
