@@ -126,9 +126,10 @@ def test_what_is_foreseen_keeps_its_sentence_and_exit_code(
 ) -> None:
     """Every cause that a user can do something about is told as such, with no log to look for."""
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # standard output is pytest's here
+    needed = {"export": ("--out", "y")}
     for command, (parser, _) in list(cli.COMMANDS.items()):
         monkeypatch.setitem(cli.COMMANDS, command, (parser, raiser(error)))
-        assert cli.main([*([command] if command else []), "x"]) == code
+        assert cli.main([*([command] if command else []), "x", *needed.get(command, ())]) == code
         told = capsys.readouterr().err
         assert words in told
         assert "trace" not in told
