@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import bitsandbytes
 import pytest
 import torch
 
@@ -75,6 +74,8 @@ def test_a_group_of_a_4bit_model_is_unpacked_once(
     checkpoints: dict[str, Path], group: str, device: torch.device
 ) -> None:
     """The group's weights are those that 4 bits hold; the rest stays packed; nothing is requantised."""
+    import bitsandbytes  # two seconds, which the worker that does not run this is spared
+
     model = load(checkpoints["llama"], device, load_4bit=True)
     spec = spec_of(checkpoints["llama"], group)
     packed = {n: m for n, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
