@@ -68,6 +68,7 @@ def test_offloaded_weights_are_damaged_where_they_lie(checkpoints: dict[str, Pat
     assert answers_of(load(checkpoints[kind])) != found[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("group", ["mlp_only", "attn_only", "attn_all"])
 def test_a_group_of_a_4bit_model_is_unpacked_once(
