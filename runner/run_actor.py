@@ -5,6 +5,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 Said = tuple[str, int, str]  # logger, level, message
@@ -14,7 +15,7 @@ class Actor:
     """What Ray makes an actor of; imported without torch, which reads the environment when it is loaded."""
 
     def __init__(self, environment: Mapping[str, str], assignment: bytes) -> None:
-        """`assignment` is a pickled `run_remote.Assignment`."""
+        """`assignment` is a pickled `run_remote.Assignment`; a process obeys `prepare`, `begin`, then calls."""
         os.environ.update(environment)
         from runner.run_remote import RemoteWorker
 
@@ -24,6 +25,15 @@ class Actor:
         log.setLevel("DEBUG")
         log.propagate = False
         log.addHandler(_Collector(self._said))
+
+    def prepare(self) -> None:
+        """Do what needs no word of the driver yet; what fails now fails again in the first call, which can say so."""
+        with suppress(Exception):
+            self._worker.prepare()
+
+    def begin(self, tokens_digest: str, groups: Sequence[str]) -> None:
+        """See `RemoteWorker.begin`."""
+        self._worker.begin(tokens_digest, groups)
 
     def call(self, method: str, arguments: Sequence[Any]) -> tuple[Any, Exception | None, list[Said]]:
         """What a method of the worker gave or raised, and what was logged meanwhile."""
