@@ -11,7 +11,6 @@ from attrs import asdict, frozen
 from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
-from runner.model_load import choose_device
 from runner.results_order import order_records, plan_rank
 from runner.results_sidecar import Sidecar
 from runner.run_identity import text_digest, tokens_digest
@@ -77,8 +76,6 @@ def run(
             part = f", shard {shard}" if shard else ""
             logger.info("%s%s: nothing to do, every record is there", spec.name, part)
             return
-        if not asked.ray_address:
-            choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
         units = sum(len(work_units(experiment.pending)) for experiment in experiments)
         processes = files.enter_context(call_workers(asked, spec, inputs, units))
         tokens = tokenise(spec, inputs)

@@ -116,6 +116,8 @@ def call_workers(asked: Asked, spec: Spec, inputs: TaskInputs, units: int) -> "I
     Raises:
         SpecError, SetupError: what is asked for cannot be, or Ray is not there.
     """
+    if not asked.ray_address:
+        choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
     team = team_of(asked, spec, units)
     if team is not None:
         from runner.run_ray import RayProcesses
