@@ -1,5 +1,6 @@
 """The process of one worker that Ray started: the environment of the driver first, then what reads it, then calls."""
 
+import gc
 import logging
 import os
 import pickle
@@ -7,6 +8,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+
+from runner.cli_boundary import OBJECTS_PER_COLLECTION
 
 Said = tuple[str, int, str]  # logger, level, message
 
@@ -17,6 +20,7 @@ class Actor:
     def __init__(self, environment: Mapping[str, str], assignment: bytes) -> None:
         """`assignment` is a pickled `run_remote.Assignment`; a process obeys `prepare`, `begin`, then calls."""
         os.environ.update(environment)
+        gc.set_threshold(OBJECTS_PER_COLLECTION)
         from runner.run_remote import RemoteWorker
 
         self._worker = RemoteWorker(pickle.loads(assignment))  # noqa: S301 - of our driver
