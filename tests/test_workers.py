@@ -81,9 +81,10 @@ def are_in_order(study: Path, method: str = "*") -> bool:
 def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path
 ) -> None:
-    """In the order of the plan, with one log and one progress; what the worker had is done by another."""
+    """In the order of the plan, with one log, one progress and one priority; what the worker had is done by another."""
     process = running("--processes", "4")
     wait_for(lambda: records_so_far(study / "results"), process)
+    priorities = {os.getpriority(os.PRIO_PROCESS, pid) for pid in (process.pid, *workers())}
     os.kill(workers()[-1], signal.SIGKILL)
     printed, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 0, said
@@ -93,6 +94,7 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     assert "its process is gone" in said
     assert said.count("float32 holds 62 distinct values of 64") == 1
     assert "worker 0: " in said
+    assert len(priorities) == 1, "on a busy host its workers would wait for others"
 
 
 @pytest.mark.slow
