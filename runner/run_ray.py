@@ -36,11 +36,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1",  # a container has 64 MB of /dev/shm
-<<<<<<< HEAD
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of `prepare` and `begin`, which the next call has as well
-=======
     "RAY_worker_niceness": "0",  # else 15 more than the driver's: beside other programs a GPU would wait for its worker
->>>>>>> e576198 (Let workers have the priority of the command)
 }
 # What decides about numbers or finds the model; other hosts were started without it.
 TRAVELS = ("MKL_CBWR", "HF_TOKEN", "HF_HUB_OFFLINE", "DISABLE_SAFETENSORS_CONVERSION", "TQDM_DISABLE")
