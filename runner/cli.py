@@ -1,6 +1,7 @@
 """The command `degrade`: from argv to spec paths and options, from errors to sentences and exit codes."""
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner import cli_export, cli_lm_eval, cli_localize, cli_merge
+from runner.cli_boundary import OBJECTS_PER_COLLECTION
 from runner.cli_parser import build_check_parser, build_parser, build_report_parser, build_verify_parser
 from runner.errors import SetupError, SpecError, Terminated, forget_stop, stop
 
@@ -59,6 +61,7 @@ def _obey(arguments: list[str], place: list[Path]) -> int:
         options = parser().parse_args(arguments[1:] if command else arguments)
     except SystemExit as end:  # argparse has said why
         return end.code if isinstance(end.code, int) else 0
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
     forget_stop()
     signal.signal(signal.SIGTERM, lambda *_: stop(Terminated))
     # Also where a shell started this in the background, which ignores it.

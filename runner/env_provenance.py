@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _commit() -> str:
-    """The commit of the checkout that this package runs from."""
+    """The commit of the checkout that this package runs from, as it was when it was first asked for."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return "unknown"

@@ -22,6 +22,9 @@ from runner.model_unpacked import copy_of
 
 logger = logging.getLogger(__name__)
 
+# Else its losses of object detection, which nobody computes here, import scipy: half a second of every start.
+transformers.utils.is_scipy_available = lambda: False
+
 
 @frozen
 class Source:

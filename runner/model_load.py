@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import huggingface_hub
@@ -107,6 +109,17 @@ def choose_device(device: str, *, gpu_expected: bool = True) -> torch.device:
     if index >= torch.cuda.device_count():
         raise SetupError(f"device: {device} asked for, {torch.cuda.device_count()} GPUs found.")
     return torch.device("cuda", index)
+
+
+def wake(device: torch.device) -> None:
+    """Let a GPU that will be used get ready, which takes it a second, beside what this process does next."""
+
+    def touch() -> None:
+        with suppress(Exception):  # the same will be said when it is used
+            torch.empty(1, device=device)
+
+    if device.type == "cuda":
+        Thread(target=touch, daemon=True).start()
 
 
 def quieten() -> None:

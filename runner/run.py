@@ -11,7 +11,6 @@ from attrs import asdict, frozen
 from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
-from runner.model_load import choose_device
 from runner.results_order import order_records, plan_rank
 from runner.results_sidecar import Sidecar
 from runner.run_identity import text_digest, tokens_digest
@@ -29,7 +28,7 @@ from runner.run_resume import (
 from runner.run_setup import spelt_out
 from runner.run_shard import Shard
 from runner.run_start import Start
-from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, start_workers
+from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, call_workers, start_workers
 from runner.run_writer import RecordWriter
 from runner.spec import Spec
 from runner.task_files import digests_of
@@ -77,14 +76,14 @@ def run(
             part = f", shard {shard}" if shard else ""
             logger.info("%s%s: nothing to do, every record is there", spec.name, part)
             return
-        if not asked.ray_address:
-            choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
+        units = sum(len(work_units(experiment.pending)) for experiment in experiments)
+        processes = files.enter_context(call_workers(asked, spec, inputs, units))
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         order_finished(experiments, spec)
         experiments = [experiment for experiment in experiments if experiment.pending]
-        units = sum(len(work_units(experiment.pending)) for experiment in experiments)
-        with start_workers(asked, spec, inputs, tokens, groups_of(experiments, spec), units) as worker:
+        groups = groups_of(experiments, spec)
+        with start_workers(asked, spec, inputs, tokens, groups, processes) as worker:
             experiments = [guarded(e, partial(check_model_of, e, spec, worker)) for e in experiments]
             pending = [pending for experiment in experiments for pending in experiment.pending]
             with Progress(pending, worker.doing) as progress:

@@ -1,11 +1,15 @@
 """The process of one worker that Ray started: the environment of the driver first, then what reads it, then calls."""
 
+import gc
 import logging
 import os
 import pickle
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+from runner.cli_boundary import OBJECTS_PER_COLLECTION
 
 Said = tuple[str, int, str]  # logger, level, message
 
@@ -14,8 +18,9 @@ class Actor:
     """What Ray makes an actor of; imported without torch, which reads the environment when it is loaded."""
 
     def __init__(self, environment: Mapping[str, str], assignment: bytes) -> None:
-        """`assignment` is a pickled `run_remote.Assignment`."""
+        """`assignment` is a pickled `run_remote.Assignment`; a process obeys `prepare`, `begin`, then calls."""
         os.environ.update(environment)
+        gc.set_threshold(OBJECTS_PER_COLLECTION)
         from runner.run_remote import RemoteWorker
 
         self._worker = RemoteWorker(pickle.loads(assignment))  # noqa: S301 - of our driver
@@ -24,6 +29,15 @@ class Actor:
         log.setLevel("DEBUG")
         log.propagate = False
         log.addHandler(_Collector(self._said))
+
+    def prepare(self) -> None:
+        """Do what needs no word of the driver yet; what fails now fails again in the first call, which can say so."""
+        with suppress(Exception):
+            self._worker.prepare()
+
+    def begin(self, tokens_digest: str, groups: Sequence[str]) -> None:
+        """See `RemoteWorker.begin`."""
+        self._worker.begin(tokens_digest, groups)
 
     def call(self, method: str, arguments: Sequence[Any]) -> tuple[Any, Exception | None, list[Said]]:
         """What a method of the worker gave or raised, and what was logged meanwhile."""

@@ -3,13 +3,13 @@
 import logging
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partialmethod
 from pathlib import Path
@@ -21,7 +21,7 @@ from attrs import evolve
 from ray.exceptions import RayError
 
 from runner.cli_boundary import first_line
-from runner.errors import SetupError, SpecError, Terminated, WorkerLostError, stop_if_asked
+from runner.errors import SetupError, SpecError, WorkerLostError, stop_if_asked
 from runner.run_actor import Actor
 from runner.run_members import Reply
 from runner.run_ray_guard import MARK
@@ -36,43 +36,57 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1",  # a container has 64 MB of /dev/shm
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of `prepare` and `begin`, which the next call has as well
+    "RAY_worker_niceness": "0",  # else 15 more than the driver's: beside other programs a GPU would wait for its worker
 }
 # What decides about numbers or finds the model; other hosts were started without it.
 TRAVELS = ("MKL_CBWR", "HF_TOKEN", "HF_HUB_OFFLINE", "DISABLE_SAFETENSORS_CONVERSION", "TQDM_DISABLE")
 
 
 class RayProcesses:
-    """The `run_pool.Processes` of a cluster; leaving the `with` block ends them, and the Ray of this host."""
+    """The `run_pool.Processes` of a cluster; leaving the `with` block ends them, and the Ray of this host.
+
+    Ray and its processes take longer to start than the driver has to do before it needs them: they start in a thread.
+    """
 
     def __init__(self, assignment: Assignment, team: Team) -> None:
         """Workers begin to start.
 
         Raises:
-            SetupError: Ray cannot be started, or there is no cluster at the address.
+            SpecError, SetupError: there is no cluster at the address.
         """
+        if team.address:
+            check_reachable(team.address)
         self.count, self._team = team.workers or 0, team
         self._assignment = pickle.dumps(assignment)
+        self._begins: tuple[str, Sequence[str]] | None = None  # what workers are told in `begin`
         self._folder = short_folder()
         guard = [sys.executable, "-S", str(Path(__file__).with_name("run_ray_guard.py")), self._folder]
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - ours
         self._told: set[tuple[int, str]] = set()
         self._actors = dict[int, Any]()
         self._calls: dict[Any, Reply] = {}  # by the reference to what will come back
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            self._connect()
-            self._actors |= {worker: self._actor() for worker in range(self.count)}
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            if isinstance(error, SystemExit):  # by Ray's handler of SIGTERM
-                raise Terminated from None
-            raise
-        finally:
-            for number, handler in handlers.items():  # Ray has set its own
-                signal.signal(number, handler)
+        # In the main thread, Ray would take SIGTERM for itself.
+        self._thread = ThreadPoolExecutor(1)
+        self._started = self._thread.submit(self._start)
 
     def __enter__(self) -> Self:
         return self
+
+    def _start(self) -> None:
+        self._connect()
+        self._actors |= {worker: self._actor() for worker in range(self.count)}
+
+    def begin(self, tokens_digest: str, groups: Sequence[str]) -> None:
+        """Let the workers load the model: tell them the digest of the prompts' tokens, and which groups are damaged.
+
+        Raises:
+            SetupError: Ray could not be started, or the cluster has no room.
+        """
+        self._started.result()
+        self._begins = (tokens_digest, groups)
+        for actor in self._actors.values():
+            actor.begin.remote(*self._begins)
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         self.close()
@@ -81,18 +95,19 @@ class RayProcesses:
 
     def close(self) -> None:
         """End every worker."""
+        wait([self._started])
         for worker in range(self.count):
             self.stop(worker)
         ray.shutdown()
+        self._thread.shutdown()  # not sooner: with the thread that started them, Linux ends Ray's processes
         with self._guard:  # which removes the folder, now that its input ends
             pass
 
     def _connect(self) -> None:
+        setattr(ray._private.worker, "print_to_stdstream", log_quietly)  # noqa: B010, SLF001 - there is no setting for it
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         os.environ[MARK] = self._folder
         team = self._team
-        if team.address:
-            check_reachable(team.address)
         here: dict[str, Any] = {
             "address": "local",  # else Ray would look for a cluster on this host, or in RAY_ADDRESS
             "num_cpus": self.count,
@@ -106,7 +121,7 @@ class RayProcesses:
         try:
             with sessions_of_their_own():
                 ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
-        except (RayError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises a bare one where its own processes need more than half a minute
             where = f"--ray-address: {team.address}" if team.address else "Ray"
             hint = ". RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster" if team.address else ""
             raise SetupError(f"{where}: cannot be used: {first_line(error)}{hint}") from error
@@ -129,7 +144,11 @@ class RayProcesses:
     def _actor(self) -> Any:
         environment = {name: os.environ[name] for name in TRAVELS if name in os.environ}
         kind = ray.remote(Actor).options(num_cpus=1, num_gpus=self._team.gpus_per_model, max_restarts=0)
-        return kind.remote(environment, self._assignment)
+        actor: Any = kind.remote(environment, self._assignment)
+        actor.prepare.remote()
+        if self._begins is not None:
+            actor.begin.remote(*self._begins)
+        return actor
 
     def now(self) -> float:
         """Seconds of the monotonic clock."""
@@ -181,6 +200,11 @@ class RayProcesses:
         if (actor := self._actors.pop(worker, None)) is not None:
             with suppress(RayError):
                 ray.kill(actor)
+
+
+def log_quietly(message: Mapping[str, Any], **_: Any) -> None:
+    """Keep for the log what Ray's own processes say, which Ray prints whatever `log_to_driver` is."""
+    logger.debug("Ray: %s", " ".join(map(str, message.get("lines", ()))))
 
 
 def why_gone(error: RayError) -> str:

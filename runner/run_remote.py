@@ -13,7 +13,7 @@ from runner import model_load
 from runner.decode_batch import BatchShape
 from runner.decode_engine import SLOWEST_FIRST, EngineChoice
 from runner.errors import SetupError
-from runner.model_load import choose_device
+from runner.model_load import choose_device, wake
 from runner.run_identity import tokens_digest
 from runner.run_plan import AnswerBatch, WorkerFacts, WorkUnit
 from runner.run_setup import prepare_run
@@ -21,17 +21,15 @@ from runner.run_start import Start
 from runner.run_worker import Worker
 from runner.spec import Spec
 from runner.spec_methods import Damage
-from runner.task_tokens import TaskInputs, tokenise
+from runner.task_tokens import TaskInputs, Tokens, tokenise
 
 
 @frozen(kw_only=True)
 class Assignment:
-    """What all workers of a run are told."""
+    """What all workers of a run are told when they start."""
 
     spec: Spec
     inputs: TaskInputs
-    tokens_digest: str  # of all prompts, as the driver reads them
-    groups: Sequence[str]
     folder: Path  # where the driver runs, from which paths in the spec may begin
     threads: int  # of a worker on a CPU
 
@@ -51,10 +49,24 @@ class RemoteWorker:
 
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
+        self._tokens_digest = ""
+        self._groups: Sequence[str] = ()
+
+    def prepare(self) -> None:
+        """Do beside the driver what it does itself before it calls: find the device, read the prompts as tokens.
+
+        Raises:
+            SpecError, SetupError: whatever is wrong; the first call raises it again.
+        """
+        wake(self._device)
+        _ = self._tokens
+
+    def begin(self, tokens_digest: str, groups: Sequence[str]) -> None:
+        """Hear what the driver has found out: the digest of all prompts as it reads them, and what will be damaged."""
+        self._tokens_digest, self._groups = tokens_digest, groups
 
     @cached_property
-    def _worker(self) -> Worker:
-        """Made by the first call, so that what goes wrong is the reply to a call."""
+    def _device(self) -> torch.device:
         told = self._assignment
         with suppress(OSError):  # another host need not have it
             os.chdir(told.folder)
@@ -62,12 +74,21 @@ class RemoteWorker:
         device = choose_device(told.spec.model.device)
         if device.type == "cpu":
             torch.set_num_threads(told.threads)
-        tokens = tokenise(told.spec, told.inputs)
-        if tokens_digest(tokens.flat) != told.tokens_digest:
+        return device
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        return tokenise(self._assignment.spec, self._assignment.inputs)
+
+    @cached_property
+    def _worker(self) -> Worker:
+        """Made by the first call, so that what goes wrong is the reply to a call."""
+        told, device = self._assignment, self._device
+        if tokens_digest(self._tokens.flat) != self._tokens_digest:
             raise SetupError(
                 "model.id: its tokenizer is not that of the driver. Give every host the same model.revision"
             )
-        worker = Worker(prepare_run(told.spec, told.inputs, tokens, told.groups, device))
+        worker = Worker(prepare_run(told.spec, told.inputs, self._tokens, self._groups, device))
         return worker.__enter__()
 
     def facts(self) -> WorkerFacts:

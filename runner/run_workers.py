@@ -6,12 +6,13 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from attrs import evolve, frozen
 
 from runner.errors import SetupError, SpecError
-from runner.model_load import choose_device, fits
+from runner.model_load import choose_device, fits, wake
 from runner.run_identity import tokens_digest
 from runner.run_pool import Pool
 from runner.run_remote import Assignment, Team
@@ -19,6 +20,9 @@ from runner.run_setup import prepare_run
 from runner.run_worker import Worker
 from runner.spec import Spec
 from runner.task_tokens import TaskInputs, Tokens
+
+if TYPE_CHECKING:  # which imports Ray
+    from runner.run_ray import RayProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,8 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     some_of_them = 1 < size < torch.cuda.device_count()  # a process of its own sees no more than it is to use
     if workers < 2 and not some_of_them:  # noqa: PLR2004 - one needs no other process
         return None
+    if not _has_ray() and _is_spread(asked, spec):
+        return None
     if asked == ONE_FOR_EVERY_GPU and not _has_ray():
         logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
         return None
@@ -79,9 +85,14 @@ def _models_here(asked: Asked, spec: Spec, size: int) -> int:
     device = spec.model.device
     if there < 2 or device.startswith("cuda:"):  # noqa: PLR2004
         return 1
-    if asked.gpus_per_model is None and device == "auto" and not fits(spec.model, torch.device("cuda", 0)):
-        return 1  # spread over all of them
     return (asked.gpus or there) // size
+
+
+def _is_spread(asked: Asked, spec: Spec) -> bool:
+    """Whether a model is too large for one GPU: then one worker spreads it over all of them."""
+    if asked.ray_address or asked.gpus_per_model is not None or spec.model.device != "auto":
+        return False
+    return not fits(spec.model, torch.device("cuda", 0))
 
 
 def _has_ray() -> bool:
@@ -99,33 +110,54 @@ def _check_ray() -> None:
 
 
 @contextmanager
+def call_workers(asked: Asked, spec: Spec, inputs: TaskInputs, units: int) -> "Iterator[RayProcesses | None]":
+    """The processes for so many units of work, which begin to start; None for the one worker of this process.
+
+    Raises:
+        SpecError, SetupError: what is asked for cannot be, or Ray is not there.
+    """
+    if not asked.ray_address:
+        choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
+    team = team_of(asked, spec, units)
+    if team is not None:
+        from runner.run_ray import RayProcesses
+
+        placed = {0: "cpu", 1: "cuda"}.get(team.gpus_per_model, "auto")
+        assignment = Assignment(
+            spec=evolve(spec, model=evolve(spec.model, device=placed)),
+            inputs=inputs,
+            folder=Path.cwd(),
+            threads=1 if team.address or not team.workers else max(1, (os.cpu_count() or 1) // team.workers),
+        )
+        with RayProcesses(assignment, team) as processes:
+            if not _is_spread(asked, spec):  # found out meanwhile, for it takes a second or two
+                yield processes
+                return
+    wake(choose_device(spec.model.device))
+    yield None
+
+
+@contextmanager
 def start_workers(
-    asked: Asked, spec: Spec, inputs: TaskInputs, tokens: Tokens, groups: Collection[str], units: int
+    asked: Asked,
+    spec: Spec,
+    inputs: TaskInputs,
+    tokens: Tokens,
+    groups: Collection[str],
+    processes: "RayProcesses | None",
 ) -> Iterator[Workers]:
     """What does the work, ready; it ends with the block.
 
     Raises:
         SpecError, SetupError: no worker can do it.
     """
-    team = team_of(asked, spec, units)
-    if team is None:
-        device = choose_device(spec.model.device)
-        if asked.gpus == 1:  # nor is the model spread over others
-            spec = evolve(spec, model=evolve(spec.model, device=str(device)))
-        with Worker(prepare_run(spec, inputs, tokens, groups, device)) as worker:
-            yield worker
-        return
-    from runner.run_ray import RayProcesses
-
-    placed = {0: "cpu", 1: "cuda"}.get(team.gpus_per_model, "auto")
-    assignment = Assignment(
-        spec=evolve(spec, model=evolve(spec.model, device=placed)),
-        inputs=inputs,
-        tokens_digest=tokens_digest(tokens.flat),
-        groups=sorted(groups),
-        folder=Path.cwd(),
-        threads=1 if team.address or not team.workers else max(1, (os.cpu_count() or 1) // team.workers),
-    )
-    with RayProcesses(assignment, team) as processes:
+    if processes is not None:
+        processes.begin(tokens_digest(tokens.flat), sorted(groups))
         logger.info("%d workers load the model", processes.count)
         yield Pool(processes)
+        return
+    device = choose_device(spec.model.device)
+    if asked.gpus == 1:  # nor is the model spread over others
+        spec = evolve(spec, model=evolve(spec.model, device=str(device)))
+    with Worker(prepare_run(spec, inputs, tokens, groups, device)) as worker:
+        yield worker

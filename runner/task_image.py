@@ -78,7 +78,7 @@ def load_picture(path: Path) -> Picture:
         SpecError: the file is no picture, is damaged, or would take more than the limits of this module.
     """
     _check_file(path)
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "runner.task_image", str(path.absolute())]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "runner.task_image", str(path.absolute()), str(MOST_SECONDS)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(place or "." for place in sys.path)}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=10 * MOST_SECONDS)  # noqa: S603 - this module
@@ -164,12 +164,15 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _main() -> None:
-    """Decode the picture that the command line names: its size and pixels to stdout, or a sentence to stderr."""
+    """Decode the picture that the command line names: its size and pixels to stdout, or a sentence to stderr.
+
+    Behind its path stands how many seconds of the processor it may take.
+    """
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, macOS not all of them
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     try:
         image = _decode(Path(sys.argv[1]))

@@ -19,6 +19,9 @@ import pytest
 from forkserver import ForkServer
 from helpers import Command, done
 
+from runner.cli_boundary import OBJECTS_PER_COLLECTION
+
+gc.set_threshold(OBJECTS_PER_COLLECTION)
 # torch, and what imports it, only in fixtures: the process that hands out the tests to others needs none of it.
 
 
@@ -57,7 +60,8 @@ def forks() -> Iterator[ForkServer]:
     """The server that this process's commands are forks of."""
     import torch
 
-    server = ForkServer(cold=torch.cuda.is_available())  # CUDA cannot be used in a fork of what looked for it
+    # CUDA cannot be used in a fork of what looked for it.
+    server = ForkServer(cold=torch.cuda.is_available(), reports=True)
     yield server
     server.close()
 

@@ -26,14 +26,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from runner.cli_boundary import OBJECTS_PER_COLLECTION
+
 MODULE = "runner.cli"
 # What the command itself sets before it imports anything.
 SET_BY_THE_COMMAND = {"MKL_CBWR": "AUTO", "DISABLE_SAFETENSORS_CONVERSION": "1", "TQDM_DISABLE": "1"}
 READ_LATE = {"DEGRADE_CACHE", "DEGRADE_IMAGE", "DEGRADE_RESULTS", "GIT_SHA", "HF_TOKEN", "HF_TOKEN_FILE"}
 READ_LATE |= {"CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST"}
 # What several commands import; not polars, nor what imports it, because it starts threads.
-PRELOADED = ("runner.cli_dry_run", "runner.run", "runner.run_verify", "transformers.models.gemma3.modeling_gemma3")
-PRELOADED += ("transformers.models.llama.modeling_llama", "matplotlib.figure", "scipy.stats", "simplemma", "wordfreq")
+FOR_RUNS = ("runner.cli_dry_run", "runner.run", "runner.run_verify", "transformers.models.gemma3.modeling_gemma3")
+FOR_RUNS += ("transformers.models.llama.modeling_llama",)
+FOR_REPORTS = ("matplotlib.figure", "scipy.stats", "simplemma", "wordfreq")
 LARGEST_REQUEST, NUMBER = 2**17, 8  # bytes
 
 
@@ -41,15 +44,23 @@ class ForkServer:
     """The process that has imported everything; it ends when this one closes it or ends."""
 
     def __init__(
-        self, *, cold: bool = False, whole_end: bool = False, env: Mapping[str, str] = MappingProxyType({})
+        self,
+        *,
+        cold: bool = False,
+        whole_end: bool = False,
+        reports: bool = False,
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`env` is what all commands get beside the environment of this process; `whole_end` takes libraries apart."""
+        """`env` is what all commands get beside the environment of this process; `whole_end` takes libraries apart.
+
+        With `reports`, what `degrade report` needs is imported as well.
+        """
         self.cold, self.env = cold, {"HF_HUB_OFFLINE": "1", **env}
         self.environment = SET_BY_THE_COMMAND | os.environ | self.env
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, str(other.fileno()), *["whole end"] * whole_end],
+                [sys.executable, __file__, str(other.fileno()), *["whole end"] * whole_end, *["reports"] * reports],
                 env=self.environment | {"OPENBLAS_NUM_THREADS": "1"},  # else NumPy starts threads when it is imported
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -182,11 +193,12 @@ def tell(status: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    for name in PRELOADED:
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
+    for name in FOR_RUNS + FOR_REPORTS * ("reports" in sys.argv):
         importlib.import_module(name)
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # 0.4 s, kept
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         raise RuntimeError("an import has started a thread, which a fork would lack")
     gc.freeze()
-    serve(socket.socket(fileno=int(sys.argv[1])), whole_end=len(sys.argv) > 2)
+    serve(socket.socket(fileno=int(sys.argv[1])), whole_end="whole end" in sys.argv)
     os._exit(0)

@@ -274,6 +274,7 @@ def test_quantised_weights_that_cannot_be_damaged(
     assert f"the weights of this checkpoint are quantised {name}" in refusal(folder, load_4bit=load_4bit)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_4_bits(folder: Path, tmp_path: Path) -> None:
     """It is used as what it is, with `load_4bit`, and unpacks to the very weights; without, the spec would be wrong."""
     packed = tmp_path / "packed"

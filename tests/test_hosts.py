@@ -42,6 +42,7 @@ class Hosts:
     def command(self, host: int, *arguments: object, token: str = TOKEN) -> "subprocess.Popen[str]":
         """Begin a command on a host."""
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        env["RAY_worker_niceness"] = "0"
         env |= {f"RAY_health_check_{name}": value for name, value in HEALTH.items()}
         line = ["ip", "netns", "exec", self.names[host], *map(str, arguments)]
         return subprocess.Popen(

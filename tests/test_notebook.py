@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 SAMPLES = Path(__file__).parents[1] / "results" / "samples"
 
@@ -12,6 +10,9 @@ SAMPLES = Path(__file__).parents[1] / "results" / "samples"
 @pytest.mark.slow
 def test_the_notebook_runs() -> None:
     """Executed in its own folder it ends at the same table of thresholds that it shows."""
+    import nbformat  # here, for the sake of those who run quick tests only
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(SAMPLES / "thresholds.ipynb", as_version=4)
     shown = notebook.cells[-1].outputs[-1]["data"]["text/plain"]
     assert "threshold" in shown

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import bitsandbytes
 import pytest
 import torch
 
@@ -69,12 +68,15 @@ def test_offloaded_weights_are_damaged_where_they_lie(checkpoints: dict[str, Pat
     assert answers_of(load(checkpoints[kind])) != found[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("group", ["mlp_only", "attn_only", "attn_all"])
 def test_a_group_of_a_4bit_model_is_unpacked_once(
     checkpoints: dict[str, Path], group: str, device: torch.device
 ) -> None:
     """The group's weights are those that 4 bits hold; the rest stays packed; nothing is requantised."""
+    import bitsandbytes  # two seconds, which the worker that does not run this is spared
+
     model = load(checkpoints["llama"], device, load_4bit=True)
     spec = spec_of(checkpoints["llama"], group)
     packed = {n: m for n, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}

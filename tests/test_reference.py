@@ -17,7 +17,7 @@ from runner.errors import SetupError
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 WINDOW = 8  # shorter than a prompt and its answer
-SHAPE = BatchShape(rows=4, prompt_length=22, new_tokens=20)
+SHAPE = BatchShape(rows=4, prompt_length=22, new_tokens=10)
 ONLY_EAGER = {"gemma2", "gpt_oss"}  # transformers has no other attention for them
 
 

@@ -60,7 +60,8 @@ def running(forks: ForkServer, study: Path) -> Iterator[Callable[..., "subproces
 
     def begin(*arguments: str) -> "subprocess.Popen[str]":
         arguments = ("specs/tiny.toml", "--processes", "2", *arguments)
-        begun.append(forks.start(*arguments, cwd=study, start_new_session=True, stderr=subprocess.PIPE))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        begun.append(forks.start(*arguments, cwd=study, start_new_session=True, **pipes))
         return begun[-1]
 
     yield begin
@@ -80,17 +81,20 @@ def are_in_order(study: Path, method: str = "*") -> bool:
 def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     running: Callable[..., "subprocess.Popen[str]"], study: Path, results_of_a_run: Path
 ) -> None:
-    """In the order of the plan, with one log and one progress; what the worker had is done by another."""
+    """In the order of the plan, with one log, one progress and one priority; what the worker had is done by another."""
     process = running("--processes", "4")
     wait_for(lambda: records_so_far(study / "results"), process)
+    priorities = {os.getpriority(os.PRIO_PROCESS, pid) for pid in (process.pid, *workers())}
     os.kill(workers()[-1], signal.SIGKILL)
-    _, said = process.communicate(timeout=LONGEST_SECONDS)
+    printed, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 0, said
+    assert not printed, "what Ray says of a worker that is gone belongs into the log"
     assert records_in(study / "results") == records_in(results_of_a_run)
     assert are_in_order(study)
     assert "its process is gone" in said
     assert said.count("float32 holds 62 distinct values of 64") == 1
     assert "worker 0: " in said
+    assert len(priorities) == 1, "on a busy host its workers would wait for others"
 
 
 @pytest.mark.slow
@@ -143,6 +147,17 @@ def test_workers_that_cannot_be_had_are_refused(degrade: Command, arguments: lis
     assert run.returncode == code, run.stderr
     assert words in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_the_prompts_is_said_while_workers_start(degrade: Command) -> None:
+    """In the same words as with one worker; those that have begun to start are ended."""
+    arguments = ("--set", "generation.max_new_tokens=120")
+    said = [degrade("--processes", number, *arguments) for number in ("1", "2")]
+    assert [run.returncode for run in said] == [2, 2]
+    one, two = (run.stderr.splitlines()[-1] for run in said)
+    assert one == two
+    assert "do not hold a prompt of" in two
 
 
 def test_one_process_is_this_process(degrade: Command, study: Path, results_of_a_run: Path) -> None:

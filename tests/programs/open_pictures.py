@@ -5,11 +5,13 @@ import resource
 import sys
 from pathlib import Path
 
+from runner import task_image
 from runner.errors import SpecError
 from runner.task_image import load_picture
 
-refused = {}
+refused, usual = {}, task_image.MOST_SECONDS
 for path in Path(sys.argv[1]).iterdir():
+    task_image.MOST_SECONDS = 3 if path.name == "scans.jpg" else usual  # hours are cut off as well by either
     try:
         load_picture(path)
     except SpecError as error:
