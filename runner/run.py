@@ -10,6 +10,7 @@ from attrs import asdict, frozen
 
 from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
+from runner.decode_engine import SLOWEST_FIRST, Name, fastest_for
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.model_load import choose_device
 from runner.results_order import order_records, plan_rank
@@ -46,6 +47,7 @@ class Study:
     spec: Spec
     inputs: TaskInputs
     tokens: Tokens
+    fastest: Name = SLOWEST_FIRST[-1]  # no faster engine decodes, so that it adds up as the records' did
 
     @property
     def prompts(self) -> Sequence[Prompt]:
@@ -82,6 +84,7 @@ def run(
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         order_finished(experiments, spec)
+        study = Study(spec, inputs, tokens, fastest_for(name for e in experiments for name in e.past.engines))
         experiments = [experiment for experiment in experiments if experiment.pending]
         units = sum(len(work_units(experiment.pending)) for experiment in experiments)
         with start_workers(asked, spec, inputs, tokens, groups_of(experiments, spec), units) as worker:
@@ -90,7 +93,7 @@ def run(
             with Progress(pending, worker.doing) as progress:
                 for experiment in experiments:
                     with log_file(results / "logs", experiment.log_name(spec)):
-                        run_experiment(Study(spec, inputs, tokens), experiment, worker, progress)
+                        run_experiment(study, experiment, worker, progress)
                     if isinstance(worker, Pool) or is_shared_work(experiment):
                         order_records(experiment.file, plan_rank(all_conditions(spec)))
             if worker.failures:
@@ -156,7 +159,7 @@ def run_experiment(study: Study, experiment: Experiment, worker: Workers, progre
     writer: RecordWriter | None = None
     while any(left.values()):
         try:
-            start = worker.set_shape(shape)
+            start = worker.set_shape(shape, study.fastest)
             writer = writer or open_writer(study, experiment, worker, start, progress)
             units = work_units(
                 PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices
