@@ -105,7 +105,7 @@ def _capture_on_cuda(decoder: DecodeState, name: Name) -> None:
 
 def _fused_step(decoder: DecodeState, name: Name) -> Callable[[], None]:
     from runner.decode_fused import FusedStep  # Triton is not everywhere
-    from runner.decode_products import ProductsStep
+    from runner.decode_gemm import ProductsStep
 
     if name == "fused":
         return FusedStep(decoder)

@@ -69,11 +69,8 @@ class FusedStep:
         self.state, self.config = decoder, decoder.config
         _check(decoder)
         text = decoder.model.get_decoder()
-        self.embedding, self.norm, self.head = (
-            text.embed_tokens,
-            text.norm,
-            decoder.model.get_output_embeddings().weight,
-        )
+        self.embedding, self.norm, head = text.embed_tokens, text.norm, decoder.model.get_output_embeddings()
+        self.head = head.weight
         self.offset, self.gelu = NORM_OFFSETS[self.config.model_type], GELU[_activation(self.config)]
         attention = text.layers[0].self_attn
         self.head_size, self.scale = attention.head_dim, attention.scaling
@@ -165,21 +162,19 @@ class FusedStep:
             hidden = self._add_norm(stream, output, layer.after_mlp, next_norm)
         torch.mm(hidden, self.head.t(), out=self.state.logits)
 
-    def _add_norm(
-        self, stream: Tensor, addition: Tensor | None, after: Any | None, before: Any, **options: Any
-    ) -> Tensor:
+    def _add_norm(self, stream: Tensor, add: Tensor | None, after: Any | None, before: Any, **options: Any) -> Tensor:
         out = torch.empty_like(stream)
         size = stream.shape[1]
         kernels.add_norm[(len(stream),)](
             stream,
-            stream if addition is None else addition,
+            stream if add is None else add,
             (after or before).weight,
             before.weight,
             out,
             size,
             self.config.rms_norm_eps,
             OFFSET=self.offset,
-            ADD=addition is not None,
+            ADD=add is not None,
             AFTER=after is not None,
             BLOCK=triton.next_power_of_2(size),
             num_warps=8,

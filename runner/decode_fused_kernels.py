@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from runner.decode_products_kernels import activated, ask_ahead
+from runner.decode_gemm_kernels import activated, ask_ahead
 from runner.philox_kernels import philox
 
 

@@ -76,8 +76,7 @@ def run(
         if not any(experiment.pending for experiment in experiments):
             check_finished(experiments, spec, inputs)
             order_finished(experiments, spec)
-            part = f", shard {shard}" if shard else ""
-            logger.info("%s%s: nothing to do, every record is there", spec.name, part)
+            logger.info("%s%s: nothing to do, every record is there", spec.name, f", shard {shard}" if shard else "")
             return
         if not asked.ray_address:
             choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
@@ -85,7 +84,7 @@ def run(
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         order_finished(experiments, spec)
         study = Study(spec, inputs, tokens, fastest_for(name for e in experiments for name in e.past.engines))
-        experiments = [experiment for experiment in experiments if experiment.pending]
+        experiments = [e for e in experiments if e.pending]
         units = sum(len(work_units(experiment.pending)) for experiment in experiments)
         with start_workers(asked, spec, inputs, tokens, groups_of(experiments, spec), units) as worker:
             experiments = [guarded(e, partial(check_model_of, e, spec, worker)) for e in experiments]

@@ -70,7 +70,7 @@ def test_kernels_compile_for_real_gpus() -> None:
 
 def test_tiles_follow_from_the_shapes_alone() -> None:
     """All products of a step or none; up to 128 rows; in two bytes a number."""
-    products = pytest.importorskip("runner.decode_products")
+    products = pytest.importorskip("runner.decode_gemm")
     for rows in (1, 8, 38, 64, 128):
         tiles = products.tiles_for(GEMMA, rows, torch.bfloat16)
         assert tiles.keys() == GEMMA.keys()
@@ -87,7 +87,7 @@ def test_tiles_follow_from_the_shapes_alone() -> None:
 
 def test_the_sums_of_an_engine_stay_what_they_were() -> None:
     """Records of `products` are continued by `products`: other numbers here would be another engine."""
-    products = pytest.importorskip("runner.decode_products")
+    products = pytest.importorskip("runner.decode_gemm")
     tiles = {(name, *shape): tile for name, shapes in products.TILES.items() for shape, tile in shapes.items()}
     assert {key: (tile.depth, tile.splits) for key, tile in tiles.items()} == {
         ("heads", 4096, 2560): (64, 2),

@@ -10,8 +10,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from runner import decode_fused_kernels as kernels
-from runner.decode_products import HEAD, TILES
-from runner.decode_products_kernels import product
+from runner.decode_gemm import HEAD, TILES
+from runner.decode_gemm_kernels import product
 
 # The arguments of the kernels by their type.
 NAMES = {

@@ -12,8 +12,8 @@ from tiny import TEXT, build
 
 from runner.decode_batch import BatchShape, Request
 from runner.decode_fused import FusedStep
+from runner.decode_gemm import ProductsStep, Tile
 from runner.decode_packing import pack_projections
-from runner.decode_products import ProductsStep, Tile
 from runner.decode_sampling import Sampling
 from runner.decode_step import DecodeState
 

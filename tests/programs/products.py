@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from runner.decode_fused_kernels import add_norm
-from runner.decode_products_kernels import product
+from runner.decode_gemm_kernels import product
 
 SIZE, LENGTH = 96, 128  # of the weights; gated: of the gate
 DRAW = np.random.default_rng(5)

@@ -13,7 +13,7 @@ import triton
 from attrs import frozen
 from torch import Tensor
 
-from runner import decode_products_kernels as kernels
+from runner import decode_gemm_kernels as kernels
 from runner.decode_batch import UnknownDecoderError
 from runner.decode_fused import FusedStep, Layer
 from runner.decode_step import DecodeState
@@ -100,7 +100,7 @@ class ProductsStep(FusedStep):
         shapes["head"] = (len(self.head), self.head.shape[1])
         tiles = tiles or tiles_for(shapes, decoder.shape.rows, decoder.dtype)
         if tiles is None:
-            raise UnknownDecoderError("products of its sizes are cuBLAS'")
+            raise UnknownDecoderError("no tiles are known for products of its sizes")
         if bad := [name for name in tiles if not tiles[name].fits(*shapes[name], gated=name == "gate_up")]:
             raise UnknownDecoderError(f"tiles do not divide its {', '.join(bad)}")
         self.overlap, self.launch = overlap, {"OVERLAP": True, "launch_pdl": True} if overlap else {}
