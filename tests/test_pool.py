@@ -428,7 +428,7 @@ def test_a_unit_that_was_given_up_is_not_tried_again_with_fewer_rows(tmp_path: P
         (experiment,) = open_experiments(spec, inputs, tmp_path, files)
         pool = Pool(SimulatedProcesses(2, fate))
         with Progress(experiment.pending, pool.doing) as progress:
-            study = Study(spec, inputs.prompts, Tokens(ids=[[1, 2, 3]] * 2, tokenizer=None, templated=False))
+            study = Study(spec, inputs, Tokens(ids=[[1, 2, 3]] * 2, tokenizer=None, templated=False))
             run_experiment(study, experiment, pool, progress)
     (path,) = tmp_path.glob("outputs_*.json")
     assert len(parse(path)) == 2 * 5
