@@ -1,13 +1,14 @@
 """How a batch is decoded: the plain way, that way captured in a CUDA graph, or fused kernels in a graph.
 
-The fastest that works and that agrees with the plain one is chosen once per run, and the sidecar says which. torch's
-compiler was left out on purpose: kernels that are ready in seconds need no stand-in until they are, and a stand-in that
-is replaced at some moment would make records depend on that moment.
+`products` is `fused` with products of its own, whose sums round otherwise. The fastest that works and that agrees with
+the plain one is chosen once per run, and the sidecar says which. torch's compiler was left out on purpose: kernels that
+are ready in seconds need no stand-in until they are, and a stand-in that is replaced at some moment would make records
+depend on that moment.
 """
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -21,8 +22,9 @@ from runner.decode_step import DecodeState
 
 logger = logging.getLogger(__name__)
 
-Name = Literal["fused", "graph", "plain"]
-SLOWEST_FIRST: tuple[Name, ...] = ("plain", "graph", "fused")
+Name = Literal["products", "fused", "graph", "plain"]
+SLOWEST_FIRST: tuple[Name, ...] = ("plain", "graph", "fused", "products")
+PRODUCTS_CAPABILITY = 9  # Hopper, for whose number of multiprocessors and shared memory the tiles were measured
 TRIAL_ROWS = 8
 LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other side of top-p makes another draw
 
@@ -42,18 +44,30 @@ class DisagreementError(Exception):
     """A fast path computes something else than the plain one."""
 
 
-def select_engine(decoder: DecodeState, requests: Sequence[Request]) -> EngineChoice:
-    """The fastest engine that agrees with the plain one on the first steps of some requests; it is then in use."""
-    return _fastest_on_cuda(decoder, requests) if decoder.device.type == "cuda" else install(decoder, PLAIN)
+def fastest_for(earlier: Iterable[str]) -> Name:
+    """The fastest engine with which a run may go on where earlier runs decoded with these: the slowest of them.
+
+    Another would add up otherwise, and a resumed run would not give the records of an uninterrupted one. A run on a CPU
+    is `plain`, and one on CUDA cannot repeat it: it sets no limit, and neither does an engine that is not known here.
+    """
+    return min({*SLOWEST_FIRST[1:]} & {*earlier} or {SLOWEST_FIRST[-1]}, key=SLOWEST_FIRST.index)
 
 
-def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request]) -> EngineChoice:
+def select_engine(decoder: DecodeState, requests: Sequence[Request], fastest: Name = SLOWEST_FIRST[-1]) -> EngineChoice:
+    """The fastest engine that agrees with the plain one on the first steps of some requests; it is then in use.
+
+    None that is faster than `fastest` is tried.
+    """
+    return _fastest_on_cuda(decoder, requests, fastest) if decoder.device.type == "cuda" else install(decoder, PLAIN)
+
+
+def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request], fastest: Name) -> EngineChoice:
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
         return install(decoder, EngineChoice("plain", "the model is spread over several devices"))
     requests = requests[: min(TRIAL_ROWS, decoder.shape.prompts)]
     expected = trace(decoder, requests)
     notes = []
-    for name in ("fused", "graph"):
+    for name in SLOWEST_FIRST[SLOWEST_FIRST.index(fastest) : 0 : -1]:
         try:
             install(decoder, EngineChoice(name))
             found = trace(decoder, requests)
@@ -83,16 +97,21 @@ def install(decoder: DecodeState, engine: EngineChoice) -> EngineChoice:
 def _capture_on_cuda(decoder: DecodeState, name: Name) -> None:
     with torch.inference_mode(), torch.cuda.device(decoder.device):
         decoder.prefill_step()  # its cache is allocated now
-        step = _fused_step(decoder) if name == "fused" else _plain_step(decoder)
+        step = _plain_step(decoder) if name == "graph" else _fused_step(decoder, name)
         pool = torch.cuda.graph_pool_handle()
         decoder.read, step = _Captured(decoder.prefill_step, pool), _Captured(step, pool)
     decoder.advance = lambda count: _replay(step, count)
 
 
-def _fused_step(decoder: DecodeState) -> Callable[[], None]:
+def _fused_step(decoder: DecodeState, name: Name) -> Callable[[], None]:
     from runner.decode_fused import FusedStep  # Triton is not everywhere
+    from runner.decode_gemm import ProductsStep
 
-    return FusedStep(decoder)
+    if name == "fused":
+        return FusedStep(decoder)
+    if torch.cuda.get_device_capability(decoder.device)[0] != PRODUCTS_CAPABILITY:
+        raise UnknownDecoderError("its products were measured on Hopper GPUs only")
+    return ProductsStep(decoder)
 
 
 def _plain_step(decoder: DecodeState) -> Callable[[], None]:

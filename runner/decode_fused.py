@@ -1,4 +1,4 @@
-"""The fused decode step for Llama-like decoders: few kernels, and what `decode_engine` prefers on CUDA.
+"""The fused decode step for Llama-like decoders: few kernels between cuBLAS' products.
 
 RMS norms, rotary embedding, grouped-query attention, a gated MLP: Llama and what descends from it. Weights stay where
 the model has them, so damage in place reaches this path too. Whatever is not recognised is refused, not guessed.
@@ -69,8 +69,8 @@ class FusedStep:
         self.state, self.config = decoder, decoder.config
         _check(decoder)
         text = decoder.model.get_decoder()
-        self.embedding, self.norm = text.embed_tokens, text.norm
-        self.head = decoder.model.get_output_embeddings().weight
+        self.embedding, self.norm, head = text.embed_tokens, text.norm, decoder.model.get_output_embeddings()
+        self.head = head.weight
         self.offset, self.gelu = NORM_OFFSETS[self.config.model_type], GELU[_activation(self.config)]
         attention = text.layers[0].self_attn
         self.head_size, self.scale = attention.head_dim, attention.scaling
@@ -85,17 +85,15 @@ class FusedStep:
     def _write_effect(self, text: Any) -> list[Layer]:
         rotary, state = text.rotary_emb, self.state
         kinds = getattr(self.config, "layer_types", None) or ["full_attention"] * len(text.layers)
-        some = self.embedding.weight[:1]
         positions = torch.arange(state.shape.length, device=state.device)[None]
-        by_kind = hasattr(rotary, "layer_types")
+        some, by_kind = self.embedding.weight[:1], hasattr(rotary, "layer_types")
         angles = {
             kind: tuple(table[0].contiguous() for table in rotary(some, positions, *([kind] if by_kind else [])))
             for kind in set(kinds)
         }
         if any(table.shape[-1] != self.head_size for pair in angles.values() for table in pair):
             raise UnknownDecoderError("its rotary embedding turns a part of a head only")
-        slides = getattr(self.config, "sliding_window", None)
-        every = not getattr(self.config, "layer_types", None)
+        slides, every = getattr(self.config, "sliding_window", None), not getattr(self.config, "layer_types", None)
         return [
             Layer(
                 module=layer,
@@ -164,22 +162,23 @@ class FusedStep:
             hidden = self._add_norm(stream, output, layer.after_mlp, next_norm)
         torch.mm(hidden, self.head.t(), out=self.state.logits)
 
-    def _add_norm(self, stream: Tensor, addition: Tensor | None, after: Any | None, before: Any) -> Tensor:
+    def _add_norm(self, stream: Tensor, add: Tensor | None, after: Any | None, before: Any, **options: Any) -> Tensor:
         out = torch.empty_like(stream)
         size = stream.shape[1]
         kernels.add_norm[(len(stream),)](
             stream,
-            stream if addition is None else addition,
+            stream if add is None else add,
             (after or before).weight,
             before.weight,
             out,
             size,
             self.config.rms_norm_eps,
             OFFSET=self.offset,
-            ADD=addition is not None,
+            ADD=add is not None,
             AFTER=after is not None,
             BLOCK=triton.next_power_of_2(size),
             num_warps=8,
+            **options,
         )
         return out
 
@@ -191,18 +190,17 @@ class FusedStep:
         )
         return out
 
-    def _attend(self, heads: Tensor, layer: Layer) -> Tensor:
+    def _attend(self, heads: Tensor, layer: Layer, **options: Any) -> Tensor:
         attention, state = layer.module.self_attn, self.state
-        out = heads.new_empty(len(heads), self.key_heads * self.group * self.head_size)
+        out = layer.keys.new_empty(state.shape.rows, self.key_heads * self.group * self.head_size)
         has_norm = hasattr(attention, "q_norm")
-        kernels.attend[(len(heads), self.key_heads)](
+        kernels.attend[(len(out), self.key_heads)](
             heads,
             layer.keys,
             layer.values,
             out,
             *layer.angles,
-            attention.q_norm.weight if has_norm else heads,
-            attention.k_norm.weight if has_norm else heads,
+            *([attention.q_norm.weight, attention.k_norm.weight] if has_norm else [heads, heads]),
             state.slot,
             state.first,
             self.scale,
@@ -218,6 +216,7 @@ class FusedStep:
             BLOCK=32,
             num_warps=2,
             num_stages=3,
+            **options,
         )
         return out
 

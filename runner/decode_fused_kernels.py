@@ -6,7 +6,9 @@ with transformers' up to rounding. A program belongs to one row: no neighbour ca
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from runner.decode_gemm_kernels import activated, ask_ahead
 from runner.philox_kernels import philox
 
 
@@ -19,20 +21,32 @@ def _normalised(x, weight, count, eps, OFFSET: tl.constexpr):
 
 @triton.jit
 def add_norm(stream, addition, after, before, out, size, eps, OFFSET: tl.constexpr, ADD: tl.constexpr,
-             AFTER: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The residual stream plus a sublayer's output, which may have its own norm; the norm before the next sublayer."""
+             AFTER: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr = 1,
+             OVERLAP: tl.constexpr = False):  # fmt: skip
+    """The residual stream plus a sublayer's output, which may have its own norm; the norm before the next sublayer.
+
+    The output may come in SPLITS parts [SPLITS, rows, size], float32, which are added in their order.
+    """
     row = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     inside = lane < size
+    weight = tl.load(before + lane, mask=inside, other=0.0)
+    if AFTER:
+        after_weight = tl.load(after + lane, mask=inside, other=0.0)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     x = tl.load(stream + row * size + lane, mask=inside, other=0.0)
     if ADD:
         y = tl.load(addition + row * size + lane, mask=inside, other=0.0)
+        if SPLITS > 1:
+            for part in tl.static_range(1, SPLITS):
+                y += tl.load(addition + (part * tl.num_programs(0) + row) * size + lane, mask=inside, other=0.0)
+            y = y.to(x.dtype)
         if AFTER:
-            weight = tl.load(after + lane, mask=inside, other=0.0)
-            y = _normalised(y, weight, size, eps, OFFSET).to(y.dtype)
+            y = _normalised(y, after_weight, size, eps, OFFSET).to(y.dtype)
         x = (x.to(tl.float32) + y.to(tl.float32)).to(x.dtype)
         tl.store(stream + row * size + lane, x, mask=inside)
-    weight = tl.load(before + lane, mask=inside, other=0.0)
     tl.store(out + row * size + lane, _normalised(x, weight, size, eps, OFFSET).to(x.dtype), mask=inside)
 
 
@@ -44,19 +58,22 @@ def gated(gate_up, out, size, GELU: tl.constexpr, BLOCK: tl.constexpr):
     inside = lane < size
     gate = tl.load(gate_up + row * 2 * size + lane, mask=inside, other=0.0)
     up = tl.load(gate_up + row * 2 * size + size + lane, mask=inside, other=0.0)
-    x = gate.to(tl.float32)
-    if GELU:  # by tanh (Hendrycks and Gimpel 2016): (1 + tanh(z)) / 2 is the logistic function of 2 z
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    else:
-        x = x * tl.sigmoid(x)
-    activated = x.to(gate.dtype).to(tl.float32)
-    tl.store(out + row * size + lane, (activated * up.to(tl.float32)).to(gate.dtype), mask=inside)
+    tl.store(out + row * size + lane, activated(gate, up, GELU), mask=inside)
 
 
 @triton.jit
-def _halves(pointer, HALF: tl.constexpr, inside):
-    lane = tl.arange(0, HALF)[None, :]
-    return tl.load(pointer + lane, mask=inside, other=0.0), tl.load(pointer + HALF + lane, mask=inside, other=0.0)
+def _summed(pointer, apart, inside, kind: tl.constexpr, SPLITS: tl.constexpr):
+    """Numbers that come in SPLITS parts, `apart` from each other: added in their order, then rounded."""
+    total = tl.load(pointer, mask=inside, other=0.0)
+    for part in tl.static_range(1, SPLITS):
+        total += tl.load(pointer + part * apart, mask=inside, other=0.0)
+    return total.to(kind)
+
+
+@triton.jit
+def _halves(pointer, apart, inside, kind: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr):
+    pointer += tl.arange(0, HALF)[None, :]
+    return _summed(pointer, apart, inside, kind, SPLITS), _summed(pointer + HALF, apart, inside, kind, SPLITS)
 
 
 @triton.jit
@@ -100,23 +117,30 @@ def _attend_cache(query_a, query_b, largest, total, mixed, keys, values, begin, 
 def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots, firsts, scale, eps,
            GROUP: tl.constexpr, KEY_HEADS: tl.constexpr, HALF: tl.constexpr, LENGTH: tl.constexpr,
            WINDOW: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, PADDED: tl.constexpr,
-           BLOCK: tl.constexpr):  # fmt: skip
+           BLOCK: tl.constexpr, SPLITS: tl.constexpr = 1, OVERLAP: tl.constexpr = False, next_weights=None,
+           LINES: tl.constexpr = 0, SLICES: tl.constexpr = 0, SLICE_BYTES: tl.constexpr = 0,
+           SHARE: tl.constexpr = 1):  # fmt: skip
     """One new token per row: norm and rotary embedding, its key and value into the cache, attention over what is there.
 
     A program has one row and one key head with the GROUP query heads that share it, so no key is read twice. It reads
-    the slots from the row's first token, or from where the window begins, and no others.
+    the slots from the row's first token, or from where the window begins, and no others. `heads` may come in SPLITS
+    parts [SPLITS, rows, ...], float32, which are added in their order.
     """
     row, head = tl.program_id(0), tl.program_id(1)
+    kind: tl.constexpr = keys.dtype.element_ty
     SIZE: tl.constexpr = 2 * HALF
     slot, first = tl.load(slots + row), tl.load(firsts + row)
     lane, whole = tl.arange(0, HALF)[None, :], tl.arange(0, SIZE)[None, :]
     query = tl.arange(0, PADDED)[:, None]
-    mine = heads + row * (GROUP + 2) * KEY_HEADS * SIZE
-    query_a, query_b = _halves(mine + (head * GROUP + query) * SIZE, HALF, query < GROUP)
-    key_a, key_b = _halves(mine + (GROUP * KEY_HEADS + head) * SIZE, HALF, lane >= 0)
-    value = tl.load(mine + ((GROUP + 1) * KEY_HEADS + head) * SIZE + whole)
     cosine = tl.load(cosines + (slot - first) * SIZE + lane).to(tl.float32)
     sine = tl.load(sines + (slot - first) * SIZE + lane).to(tl.float32)
+    if OVERLAP:
+        gdc_wait()
+    mine = heads + row * (GROUP + 2) * KEY_HEADS * SIZE
+    apart = tl.num_programs(0) * (GROUP + 2) * KEY_HEADS * SIZE
+    query_a, query_b = _halves(mine + (head * GROUP + query) * SIZE, apart, query < GROUP, kind, HALF, SPLITS)
+    key_a, key_b = _halves(mine + (GROUP * KEY_HEADS + head) * SIZE, apart, lane >= 0, kind, HALF, SPLITS)
+    value = _summed(mine + ((GROUP + 1) * KEY_HEADS + head) * SIZE + whole, apart, whole >= 0, kind, SPLITS)
     query_a, query_b = _rotary(query_a, query_b, query_norm, cosine, sine, eps, HALF, NORM, OFFSET)
     key_a, key_b = _rotary(key_a, key_b, key_norm, cosine, sine, eps, HALF, NORM, OFFSET)
     cache = (row.to(tl.int64) * KEY_HEADS + head) * LENGTH * SIZE
@@ -134,6 +158,10 @@ def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots
         begin = tl.maximum(first, slot - WINDOW + 1)
     total, mixed = _attend_cache(query_a, query_b, largest, total, mixed, keys + cache, values + cache, begin, slot,
                                  scale, HALF, BLOCK)  # fmt: skip
+    if OVERLAP:
+        gdc_launch_dependents()
+    if LINES > 0:
+        ask_ahead(next_weights, row + head * tl.num_programs(0), LINES, SLICES, SLICE_BYTES, SHARE)
     mixed = (mixed / total[:, None]).to(out.dtype.element_ty)
     place = (row * KEY_HEADS * GROUP + head * GROUP + query) * SIZE
     tl.store(out + place + whole, mixed, mask=query < GROUP)

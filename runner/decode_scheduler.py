@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from runner.decode_batch import BatchShape, Completion, ImageEmbeddings, Request
-from runner.decode_engine import PLAIN, EngineChoice, install, select_engine
+from runner.decode_engine import PLAIN, SLOWEST_FIRST, EngineChoice, Name, install, select_engine
 from runner.decode_reference import Agreement, check_reference
 from runner.decode_sampling import Sampling
 from runner.decode_step import DecodeState
@@ -62,9 +62,9 @@ class BatchScheduler:
         self.use(PLAIN)
         return check_reference(self._decoder, requests, examples)
 
-    def select_engine(self, requests: Sequence[Request]) -> None:
-        """Use the fastest engine that agrees with the plain one about the model as it is now."""
-        self.engine = select_engine(self._decoder, requests)
+    def select_engine(self, requests: Sequence[Request], fastest: Name = SLOWEST_FIRST[-1]) -> None:
+        """Use the fastest engine, but none faster than `fastest`, that agrees with the plain one about the model."""
+        self.engine = select_engine(self._decoder, requests, fastest)
 
     def show(self, features: Tensor, seen: object) -> None:
         """From now on prompts show these features: the picture as seen by some weights, which `seen` names."""

@@ -41,6 +41,11 @@ class Past:
         """The commits of a Hub's repository that the model came from."""
         return {run.get("model", {}).get("commit", "none") for run in _runs(self.sidecar)} - {"none"}
 
+    @property
+    def engines(self) -> set[str]:
+        """The names of the engines that decoded."""
+        return {str(run["engine"].get("name")) for run in _runs(self.sidecar) if "engine" in run}
+
 
 def past_of(path: Path, summary: RecordSummary, sidecar: Tables) -> Past:
     """What is known from records and sidecar."""

@@ -116,7 +116,7 @@ class Sidecar:
             f"{key}: {last[table][key]} before, {value} now"
             for table in ("versions", "machine", "engine")
             for key, value in facts[table].items()
-            if key in last.get(table, {}) and last[table][key] != value
+            if key in last.get(table, {}) and last[table][key] != value and key != "note"  # why no other engine
         ]
         self._path = sidecar_path(results)
         self._evidence = {evidence_key(row): row for row in earlier.get("evidence", [])}

@@ -10,6 +10,7 @@ from attrs import asdict, frozen
 
 from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
+from runner.decode_engine import SLOWEST_FIRST, Name, fastest_for
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.results_order import order_records, plan_rank
 from runner.results_sidecar import Sidecar
@@ -45,6 +46,7 @@ class Study:
     spec: Spec
     inputs: TaskInputs
     tokens: Tokens
+    fastest: Name = SLOWEST_FIRST[-1]  # no faster engine decodes, so that it adds up as the records' did
 
     @property
     def prompts(self) -> Sequence[Prompt]:
@@ -73,23 +75,22 @@ def run(
         if not any(experiment.pending for experiment in experiments):
             check_finished(experiments, spec, inputs)
             order_finished(experiments, spec)
-            part = f", shard {shard}" if shard else ""
-            logger.info("%s%s: nothing to do, every record is there", spec.name, part)
+            logger.info("%s%s: nothing to do, every record is there", spec.name, f", shard {shard}" if shard else "")
             return
         units = sum(len(work_units(experiment.pending)) for experiment in experiments)
         processes = files.enter_context(call_workers(asked, spec, inputs, units))
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         order_finished(experiments, spec)
-        experiments = [experiment for experiment in experiments if experiment.pending]
-        groups = groups_of(experiments, spec)
-        with start_workers(asked, spec, inputs, tokens, groups, processes) as worker:
+        study = Study(spec, inputs, tokens, fastest_for(name for e in experiments for name in e.past.engines))
+        experiments = [e for e in experiments if e.pending]
+        with start_workers(asked, spec, inputs, tokens, groups_of(experiments, spec), processes) as worker:
             experiments = [guarded(e, partial(check_model_of, e, spec, worker)) for e in experiments]
             pending = [pending for experiment in experiments for pending in experiment.pending]
             with Progress(pending, worker.doing) as progress:
                 for experiment in experiments:
                     with log_file(results / "logs", experiment.log_name(spec)):
-                        run_experiment(Study(spec, inputs, tokens), experiment, worker, progress)
+                        run_experiment(study, experiment, worker, progress)
                     if isinstance(worker, Pool) or is_shared_work(experiment):
                         order_records(experiment.file, plan_rank(all_conditions(spec)))
             if worker.failures:
@@ -155,7 +156,7 @@ def run_experiment(study: Study, experiment: Experiment, worker: Workers, progre
     writer: RecordWriter | None = None
     while any(left.values()):
         try:
-            start = worker.set_shape(shape)
+            start = worker.set_shape(shape, study.fastest)
             writer = writer or open_writer(study, experiment, worker, start, progress)
             units = work_units(
                 PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices

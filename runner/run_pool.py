@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from attrs import define, field
 
 from runner.decode_batch import BatchShape
-from runner.decode_engine import SLOWEST_FIRST
+from runner.decode_engine import SLOWEST_FIRST, Name
 from runner.errors import DeviceMemoryError, SetupError
 from runner.run_members import POLL_SECONDS, Members, Processes, Reply, in_words
 from runner.run_plan import AnswerBatch, Failure, WorkerFacts, WorkUnit
@@ -75,11 +75,11 @@ class Pool:
         found: dict[int, int] = self._members.ask_all("rows_that_fit", sorted(groups), length)
         return min(found.values())
 
-    def set_shape(self, shape: BatchShape) -> Start:
+    def set_shape(self, shape: BatchShape, fastest: Name = SLOWEST_FIRST[-1]) -> Start:
         """See `Worker.set_shape`; all use the engine of the slowest, for the sums of another would round otherwise."""
         if self._start is not None:
             self._members.join_as(shape, self._start.engine)
-        starts: dict[int, Start] = self._members.ask_all("set_shape", shape)
+        starts: dict[int, Start] = self._members.ask_all("set_shape", shape, fastest)
         if self._start is None:
             self._start = min(starts.values(), key=lambda start: SLOWEST_FIRST.index(start.engine.name))
         engine = self._start.engine

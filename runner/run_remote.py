@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 
 from runner import model_load
 from runner.decode_batch import BatchShape
-from runner.decode_engine import SLOWEST_FIRST, EngineChoice
+from runner.decode_engine import SLOWEST_FIRST, EngineChoice, Name
 from runner.errors import SetupError
 from runner.model_load import choose_device, wake
 from runner.run_identity import tokens_digest
@@ -105,9 +105,9 @@ class RemoteWorker:
         """See `Worker.rows_that_fit`."""
         return self._worker.rows_that_fit(groups, length)
 
-    def set_shape(self, shape: BatchShape) -> Start:
+    def set_shape(self, shape: BatchShape, fastest: Name) -> Start:
         """See `Worker.set_shape`."""
-        return self._worker.set_shape(shape)
+        return self._worker.set_shape(shape, fastest)
 
     def use(self, engine: EngineChoice) -> None:
         """See `Worker.use`."""
@@ -120,7 +120,7 @@ class RemoteWorker:
             DeviceMemoryError: so many rows do not fit.
             SetupError: this device cannot use that engine.
         """
-        own = self._worker.set_shape(shape).engine
+        own = self._worker.set_shape(shape, engine.name).engine
         if SLOWEST_FIRST.index(own.name) < SLOWEST_FIRST.index(engine.name):
             raise SetupError(f"the others decode with engine {engine.name}, and it cannot: {own.note}")
         self._worker.use(engine)

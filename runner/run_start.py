@@ -7,7 +7,7 @@ from attrs import frozen
 
 from runner.cli_boundary import first_line, foreseen
 from runner.decode_batch import BatchShape, ImageEmbeddings, Request
-from runner.decode_engine import EngineChoice
+from runner.decode_engine import EngineChoice, Name
 from runner.decode_reference import Agreement
 from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
@@ -36,8 +36,8 @@ def make_scheduler(context: RunContext, shape: BatchShape) -> BatchScheduler:
     return BatchScheduler(context.model, shape, sampling, eos, pad, image_embeddings(context))
 
 
-def start_check(context: RunContext, scheduler: BatchScheduler) -> Start:
-    """Check the way to decode while the model is intact, and choose an engine.
+def start_check(context: RunContext, scheduler: BatchScheduler, fastest: Name) -> Start:
+    """Check the way to decode while the model is intact, and choose an engine, none faster than `fastest`.
 
     Raises:
         SetupError: what is decoded is not what the model itself computes.
@@ -49,7 +49,8 @@ def start_check(context: RunContext, scheduler: BatchScheduler) -> Start:
     if left_out := [f"{key} = {value}" for key, value in context.checkpoint_settings.items() if key != "end_tokens"]:
         listed = ", ".join(left_out)
         logger.warning("the checkpoint's generation_config has %s: not applied, the spec decides alone", listed)
-    scheduler.select_engine([ask(context, index, context.spec.run.seed) for index in range(len(context.prompts))])
+    requests = [ask(context, index, context.spec.run.seed) for index in range(len(context.prompts))]
+    scheduler.select_engine(requests, fastest)
     logger.info(
         "decoding %d rows with engine %s; logits are the model's own to %.1g of their spread (%.1f s)",
         scheduler.shape.rows,

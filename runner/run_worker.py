@@ -12,7 +12,7 @@ from runner import model_memory
 from runner.cli_boundary import is_out_of_memory
 from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape, Completion, Request
-from runner.decode_engine import EngineChoice
+from runner.decode_engine import SLOWEST_FIRST, EngineChoice, Name
 from runner.decode_scheduler import BatchScheduler, FinishedBatch
 from runner.env_provenance import machine_facts, versions
 from runner.errors import DeviceMemoryError
@@ -80,8 +80,10 @@ class Worker:
         targets = [context.lesions[group].targets for group in groups]
         return model_memory.rows_that_fit(context.model, targets, length, context.device)
 
-    def set_shape(self, shape: BatchShape) -> Start:
+    def set_shape(self, shape: BatchShape, fastest: Name = SLOWEST_FIRST[-1]) -> Start:
         """Decode in this static shape; the first time while the model is intact, to check and choose how.
+
+        No engine is chosen that is faster than `fastest`.
 
         Raises:
             DeviceMemoryError: so many rows do not fit.
@@ -92,7 +94,7 @@ class Worker:
         with _too_many_rows():
             scheduler = make_scheduler(self._context, shape)
             if self._start is None:
-                self._start = start_check(self._context, scheduler)
+                self._start = start_check(self._context, scheduler, fastest)
             else:
                 scheduler.use(self._start.engine)
         self._scheduler = scheduler

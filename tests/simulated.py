@@ -9,7 +9,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from runner.decode_batch import BatchShape
-from runner.decode_engine import PLAIN, EngineChoice
+from runner.decode_engine import PLAIN, SLOWEST_FIRST, EngineChoice
 from runner.decode_reference import Agreement
 from runner.errors import WorkerLostError
 from runner.run_members import Reply
@@ -150,7 +150,9 @@ class SimulatedProcesses:
             case "facts":
                 return self.facts_of(call.worker)
             case "set_shape":
-                return Start(self._engines(call.worker), AGREEMENT)
+                own, (_, fastest) = self._engines(call.worker), call.arguments
+                slower = SLOWEST_FIRST.index(own.name) <= SLOWEST_FIRST.index(fastest)
+                return Start(own if slower else EngineChoice(fastest), AGREEMENT)
             case "rows_that_fit":
                 return 4 + call.worker
             case "digests":

@@ -4,8 +4,14 @@ import pytest
 import torch
 from helpers import output_of
 
-from runner.decode_engine import DisagreementError, _compare
+from runner.decode_engine import DisagreementError, _compare, fastest_for
 from runner.decode_reference import Trace
+
+# Gemma 3 4B: the weights of every product.
+GEMMA = {
+    "heads": (4096, 2560), "output": (2560, 2048), "gate_up": (20480, 2560), "down": (2560, 10240),
+    "head": (262_208, 2560),
+}  # fmt: skip
 
 
 def traces(*, tokens: int = 0, logits: float = 0.0, step: int = 2) -> tuple[Trace, Trace]:
@@ -58,4 +64,55 @@ def test_kernels_compile_for_real_gpus() -> None:
     """What the interpreter runs is also code for the GPUs that the image is made for."""
     names = ("attend", "add_norm", "gated", "block_maxima", "sample_step")
     lines = output_of("compile_fused").splitlines()
-    assert lines == [f"{name} {capability}" for name in names for capability in (80, 90)]
+    products = [f"{name} 90" for name in ("heads", "output", "gate_up", "down", "head")]
+    assert lines == [f"{name} {capability}" for name in names for capability in (80, 90)] + products
+
+
+def test_tiles_follow_from_the_shapes_alone() -> None:
+    """All products of a step or none; up to 128 rows; in two bytes a number."""
+    products = pytest.importorskip("runner.decode_gemm")
+    for rows in (1, 8, 38, 64, 128):
+        tiles = products.tiles_for(GEMMA, rows, torch.bfloat16)
+        assert tiles.keys() == GEMMA.keys()
+        assert all(tiles[name].fits(*shape, gated=name == "gate_up") for name, shape in GEMMA.items())
+    assert products.tiles_for(GEMMA, 38, torch.float16) == tiles
+    assert products.tiles_for(GEMMA | {"head": (262_144, 2560)}, 38, torch.bfloat16) == tiles
+    for rows in (129, 380):
+        assert products.tiles_for(GEMMA, rows, torch.bfloat16) == {}  # the same engine, with cuBLAS' products
+    assert products.tiles_for(GEMMA, 38, torch.float32) is None
+    assert products.tiles_for(GEMMA, 380, torch.float32) is None
+    for name, shape in (("heads", (4096, 4096)), ("down", (2560, 9216)), ("head", (262_145, 2560)), ("head", (64, 64))):
+        assert products.tiles_for(GEMMA | {name: shape}, 38, torch.bfloat16) is None, name
+
+
+def test_the_sums_of_an_engine_stay_what_they_were() -> None:
+    """Records of `products` are continued by `products`: other numbers here would be another engine."""
+    products = pytest.importorskip("runner.decode_gemm")
+    tiles = {(name, *shape): tile for name, shapes in products.TILES.items() for shape, tile in shapes.items()}
+    assert {key: (tile.depth, tile.splits) for key, tile in tiles.items()} == {
+        ("heads", 4096, 2560): (64, 2),
+        ("output", 2560, 2048): (64, 4),
+        ("gate_up", 20480, 2560): (128, 1),
+        ("down", 2560, 10240): (128, 4),
+    }
+    assert (products.HEAD.depth, products.HEAD.splits, products.MOST_ROWS) == (128, 1, 128)
+    # A wave of 132 multiprocessors is nearly full, and there is no second one.
+    assert [(size // (1 + (name == "gate_up"))) // (tile.rows + tile.more) * tile.splits
+            for (name, size, _), tile in tiles.items()] == [128] * 4  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("earlier", "fastest"),
+    [
+        ([], "products"),
+        (["plain"], "products"),
+        (["products"], "products"),
+        (["fused"], "fused"),
+        (["fused", "products"], "fused"),
+        (["plain", "graph", "products"], "graph"),
+        (["of another release", "None"], "products"),
+    ],
+)
+def test_a_run_goes_on_with_the_engine_of_the_records(earlier: list[str], fastest: str) -> None:
+    """None that is faster, whose sums round otherwise; a run on a CPU sets no limit."""
+    assert fastest_for(earlier) == fastest

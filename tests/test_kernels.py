@@ -21,6 +21,12 @@ def test_kernels_damage_any_units() -> None:
 
 
 @pytest.mark.slow
+def test_products_of_few_rows_are_products() -> None:
+    """In float64 the same within rounding, whatever the parts of the sum; each row by itself; added in their order."""
+    assert output_of("products", TRITON_INTERPRET="1").split() == ["products", "gated", "rows", "sums"]
+
+
+@pytest.mark.slow
 def test_compiled_kernels_fuse_nothing() -> None:
     """Compiled for real GPUs, no multiplication is fused with an addition: fused, its bits would be others."""
     assert output_of("compile_damage").strip() == "fused 0"

@@ -178,6 +178,14 @@ def test_all_decode_with_the_engine_of_the_slowest() -> None:
     assert pool.rows_that_fit({"attn_only"}, 12) == 4  # of the worker with the least memory
 
 
+def test_none_decodes_faster_than_earlier_runs() -> None:
+    """The limit of a resumed run is that of every worker."""
+    engines = [FUSED, EngineChoice("products")]
+    for most in (FUSED, GRAPH):
+        pool = Pool(SimulatedProcesses(2, lambda *_: (1.0, None), engines.__getitem__))
+        assert pool.set_shape(SHAPE, most.name).engine == most
+
+
 def test_a_worker_that_cannot_do_what_others_do_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     """With a sentence; the others go on."""
     refusal = SetupError("the others decode with engine fused, and it cannot")

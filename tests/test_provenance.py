@@ -362,6 +362,16 @@ def test_a_commit_is_as_good_as_a_revision(path: Path) -> None:
         check_model(past, {"model": {"commit": "moved"}}, "0", {})
 
 
+def test_the_engines_of_a_file_are_known(path: Path) -> None:
+    """By their names, of which only a new one is told: why no faster one was taken is said once."""
+    for name, note, told in (("fused", "", 0), ("fused", "products: no tiles", 0), ("products", "", 1)):
+        changes = describe(path, SPEC, facts() | {"engine": {"name": name, "note": note}}).changes
+        assert changes == ["name: fused before, products now"] * told
+    assert past_of(path, RecordSummary.of(records_of(SPEC)), read_sidecar(path)).engines == {"fused", "products"}
+    older = {"provenance": {"runs": [{"versions": {}}, {"engine": {}}]}}
+    assert past_of(path, RecordSummary.of(records_of(SPEC)), older).engines == {"None"}
+
+
 def test_other_tokens_are_refused(path: Path) -> None:
     """Of each prompt the digest is compared, of older records without one the number; of the measured text all."""
     asked = {"prompt_text": "Who?", "prompt_digest": "abc", "perplexity_digest": "one"}

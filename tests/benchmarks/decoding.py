@@ -1,8 +1,10 @@
 """Decoding, side by side in one run: `generate` as the reference code calls it, with a static cache, and this engine.
 
-`nox -s bench`, or `python -m tests.benchmarks.decoding [--out FILE.json]` with the repository root on the path. With
-CUDA Gemma-3-4B shapes with random weights in bfloat16 and float32, on a CPU SmolLM2-135M in float32. The floor is what
-reading the decoder's weights once takes at the copy bandwidth that is measured first.
+`nox -s bench`, or `python -m tests.benchmarks.decoding [--out FILE.json] [--parts step ...] [--rows 38 ...]` with the
+repository root on the path. With CUDA Gemma-3-4B shapes with random weights in bfloat16 and float32, on a CPU
+SmolLM2-135M in float32. The floor is what reading the decoder's weights once takes at the copy bandwidth that is
+measured first; the second floor adds the keys and values that are in the cache halfway through the answers. The file is
+written after every figure, so a run that is cut off keeps what it has.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import gc
 import itertools
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +25,14 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from runner import run
+from runner import decode_engine, run
 from runner.decode_batch import BatchShape, ImageEmbeddings, Request
+from runner.decode_engine import EngineChoice
 from runner.decode_packing import pack_projections
+from runner.decode_reference import equal_bits, relative_difference, trace
 from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
+from runner.decode_step import DecodeState
 from runner.model_load import load_model, locate
 from runner.model_vision import ImageInputs
 from runner.spec import Generation, Model, Run, Spec
@@ -49,6 +55,9 @@ VISION = {
 }  # fmt: skip
 CUDA = torch.cuda.is_available()
 REFERENCE_TOKENS, NEW_TOKENS = (64, 350) if CUDA else (24, 24)
+PARTS = ("step", "products", "engine", "reference", "static", "llama", "picture", "condition", "float32")
+WHOLE_ROWS = 38  # `generate` makes whole answers, and is tried with a static cache
+RUNS = 3
 console = Console(width=150)
 
 
@@ -146,6 +155,121 @@ def of_engine(model: Any, rows: int) -> Number:
         }
 
 
+def ways_to_step(tiles: Any = None) -> dict[str, Callable[[DecodeState], Any]]:
+    """The fused steps that are compared; the first once more at the end, to see what a repetition differs by."""
+    from runner.decode_fused import FusedStep
+    from runner.decode_gemm import ProductsStep
+
+    return {
+        "fused": FusedStep,
+        "products, no overlap": lambda decoder: ProductsStep(decoder, tiles, overlap=False),
+        "products": lambda decoder: ProductsStep(decoder, tiles),
+        "fused again": FusedStep,
+    }
+
+
+@contextmanager
+def stepping(make: Callable[[DecodeState], Any]) -> Iterator[EngineChoice]:
+    """The engine that captures this step."""
+    usual = decode_engine._fused_step
+    decode_engine._fused_step = lambda decoder, _: make(decoder)
+    try:
+        yield EngineChoice("fused")
+    finally:
+        decode_engine._fused_step = usual
+
+
+def of_steps(model: Any, rows: int, keep: Callable[[str, Number], None], tiles: Any = None) -> None:
+    """What a step costs with each of `ways_to_step`: whole answers thrice; and how they agree with the plain step."""
+    questions = [Request(ids, str(i), i) for i, ids in enumerate(prompts(model, rows).tolist())]
+    shape = BatchShape(rows=rows, prompt_length=PROMPT_TOKENS, new_tokens=NEW_TOKENS)
+    expected: Any = None
+    texts: dict[str, list[Any]] = {}
+    for way, make in ways_to_step(tiles).items():
+        with clean(), stepping(make) as engine:
+            generator = BatchScheduler(model, shape, SAMPLED, [], 0)
+            decoder = generator._decoder
+            if expected is None:
+                expected = trace(decoder, questions[:8])
+            try:
+                start_up = seconds(lambda generator=generator, engine=engine: generator.use(engine))
+            except Exception as error:  # noqa: BLE001 - the figures of the others are kept
+                keep(way, {"error": f"{type(error).__name__}: {error}"[:300]})
+                continue
+            found = trace(decoder, questions[:8])
+            texts[way] = generator.answer(questions)
+            whole = [seconds(lambda generator=generator: generator.answer(questions)) for _ in range(RUNS)]
+            read = [
+                seconds(lambda decoder=decoder: decoder.prefill([q.token_ids for q in questions[: shape.prompts]]))
+                for _ in range(RUNS)
+            ]
+            reading = statistics.median(read) * -(-rows // shape.prompts)
+            keep(way, {
+                "ms_per_step": 1000 * (statistics.median(whole) - reading) / NEW_TOKENS,
+                "ms_of_runs": [1000 * (one - reading) / NEW_TOKENS for one in whole],
+                "start_up_s": start_up,
+                "peak_gib": peak(),
+                "differs_from_plain": [relative_difference(a[1], b[1]) for a, b in zip(found, expected, strict=True)],
+                "trace_repeats": equal_bits(found, trace(decoder, questions[:8])),
+                "texts_repeat": generator.answer(questions) == texts[way],
+                "same_texts_as": {
+                    other: sum(a == b for a, b in zip(texts[way], text, strict=True))
+                    for other, text in texts.items() if other != way
+                },
+            })  # fmt: skip
+            del generator, decoder
+
+
+def in_graph(work: Callable[[], Any]) -> float:
+    """Median microseconds of work in a CUDA graph."""
+    with torch.inference_mode():
+        graph = decode_engine._Captured(work, torch.cuda.graph_pool_handle())
+    graph()
+    times = []
+    for _ in range(7):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph()
+        end.record()
+        end.synchronize()
+        times.append(1000 * start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def of_products(model: Any, rows: int, rate: float) -> Number:
+    """Every product of all layers, one after the other in a graph: own, cuBLAS', and what its weights take to read.
+
+    gate_up with its activation, which is a kernel of its own behind cuBLAS.
+    """
+    from runner.decode_gemm import ProductsStep
+
+    with clean():
+        shape = BatchShape(rows=rows, prompt_length=PROMPT_TOKENS, new_tokens=NEW_TOKENS)
+        decoder = DecodeState(model, shape, SAMPLED, [], 0)
+        decoder.prefill([[3]])
+        step = ProductsStep(decoder, overlap=False)
+        found: Number = {}
+        if step.last is None:  # so many rows are left to cuBLAS
+            return found
+        for name in (*step.matrices[0], "head"):
+            matrices = [layer[name] for layer in step.matrices] if name != "head" else [step.last]
+            x = torch.randn(rows, matrices[0].weights.shape[1], dtype=decoder.dtype, device="cuda")
+
+            def own(x: torch.Tensor = x, matrices: Any = matrices) -> None:
+                for matrix in matrices:
+                    step._product(x, matrix, None)
+
+            def cublas(x: torch.Tensor = x, matrices: Any = matrices) -> None:
+                for matrix in matrices:
+                    made = torch.nn.functional.linear(x, matrix.weights, matrix.bias)
+                    if matrix.gated:
+                        step._gated(made)
+
+            size = sum(matrix.weights.nbytes for matrix in matrices)
+            found[name] = {"own_us": in_graph(own), "cublas_us": in_graph(cublas), "floor_us": 1e6 * size / rate}
+        return found
+
+
 def bandwidth() -> float:
     """Bytes read and written per second by a large copy."""
     size = 2**31 if CUDA else 2**28
@@ -161,34 +285,68 @@ def decoder_bytes(model: Any) -> int:
     return sum(p.numel() * p.element_size() for p in parameters.values())
 
 
-def table_of(title: str, rows: dict[int, dict[str, Number]], floor: float) -> Table:
-    """The figures of each batch size, with ratios to this engine."""
-    table = Table(title=title, title_justify="left")
-    for column in ("rows", "how", "ms per step", "tokens/s", "times slower", "times the floor", "start-up s", "GiB"):
+def cache_bytes(model: Any, rows: int) -> int:
+    """What a step reads of the cache halfway through the answers, where no window is shorter."""
+    config = model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    number = model.get_output_embeddings().weight.element_size()
+    slots = PROMPT_TOKENS + NEW_TOKENS // 2
+    return int(2 * rows * slots * config.num_hidden_layers * config.num_key_value_heads * size * number)
+
+
+def table_of(title: str, found: Number) -> Table:
+    """The figures of each batch size, with ratios to the floors and to the first way that is there."""
+    table = Table(title=f"{title}; floor of the weights {found['floor_ms']:.2f} ms per step", title_justify="left")
+    for column in (
+        "rows", "how", "ms per step", "tokens/s", "times slower", "times the weights", "times weights and cache",
+        "start-up s", "GiB",
+    ):  # fmt: skip
         table.add_column(column, justify="left" if column == "how" else "right")
-    for count, ways in rows.items():
-        ours = ways["engine"]["ms_per_step"]
-        for way, found in ways.items():
-            ms = found["ms_per_step"]
-            cells = [f"{ms:.2f}", f"{1000 * count / ms:.0f}", f"{ms / ours:.2f}", f"{ms / floor:.2f}"]
-            memory = "" if found["peak_gib"] is None else f"{found['peak_gib']:.1f}"
-            name = f"{way} ({found['engine']})" if "engine" in found else way
-            table.add_row(str(count), name, *cells, f"{found['start_up_s']:.1f}", memory)
+    for count, ways in found["rows"].items():
+        timed = {way: figures for way, figures in ways.items() if "ms_per_step" in figures}
+        for way, figures in timed.items():
+            ms, first = figures["ms_per_step"], next(iter(timed.values()))["ms_per_step"]
+            cells = [f"{ms:.3f}", f"{1000 * int(count) / ms:.0f}", f"{ms / first:.2f}"]
+            floors = [f"{ms / floor:.2f}" for floor in (found["floor_ms"], found["whole_floors_ms"][count])]
+            memory = "" if figures["peak_gib"] is None else f"{figures['peak_gib']:.1f}"
+            name = f"{way} ({figures['engine']})" if "engine" in figures else way
+            table.add_row(str(count), name, *cells, *floors, f"{figures['start_up_s']:.1f}", memory)
     return table
 
 
-def compare(title: str, model: Any, sizes: tuple[int, ...], *, whole: tuple[int, ...] = ()) -> Number:
-    """Every way of decoding at every batch size, whole answers where asked for; prints the table."""
+def compare(
+    title: str, model: Any, sizes: tuple[int, ...], found: Number, save: Callable[[], None], *, parts: tuple[str, ...],
+    tiles: Any = None,
+) -> None:  # fmt: skip
+    """Every way of decoding at every batch size, in `found`, which is saved after each; prints the table."""
     pack_projections(model)
-    floor = 1000 * decoder_bytes(model) / bandwidth()
-    rows: dict[int, dict[str, Number]] = {}
+    rate = bandwidth()
+    floor = 1000 * decoder_bytes(model) / rate
+    found |= {
+        "bandwidth_bytes_per_s": rate,
+        "floor_ms": floor,
+        "whole_floors_ms": {str(count): floor + 1000 * cache_bytes(model, count) / rate for count in sizes},
+        "rows": {str(count): {} for count in sizes},
+    }
     for count in sizes:
-        tokens = NEW_TOKENS if count in whole else REFERENCE_TOKENS
-        rows[count] = {"engine": of_engine(model, count), "generate": of_generate(model, count, tokens)}
-        if count in whole:
-            rows[count]["static cache"] = of_generate(model, count, tokens, cache_implementation="static")
-    console.print(table_of(f"{title}; floor {floor:.2f} ms per step", rows, floor))
-    return {"floor_ms": floor, "rows": rows}
+        figures, whole = found["rows"][str(count)], CUDA and count == WHOLE_ROWS
+
+        def keep(way: str, found_now: Number, figures: Number = figures, count: int = count) -> None:
+            figures[way] = found_now
+            console.print(count, way, found_now)
+            save()
+
+        if "step" in parts and CUDA:
+            of_steps(model, count, keep, tiles)
+        if "products" in parts and CUDA:
+            keep("each product", of_products(model, count, rate))
+        if "engine" in parts:
+            keep("engine", of_engine(model, count))
+        if "reference" in parts:
+            keep("generate", of_generate(model, count, NEW_TOKENS if whole else REFERENCE_TOKENS))
+        if "static" in parts and whole:
+            keep("static cache", of_generate(model, count, NEW_TOKENS, cache_implementation="static"))
+    console.print(table_of(title, found))
 
 
 def with_picture(model: Any) -> Number:
@@ -309,29 +467,58 @@ def idle(profiler: Any) -> Number:
     }
 
 
+def on_cuda(parts: tuple[str, ...], sizes: tuple[int, ...], found: Number, save: Callable[[], None]) -> None:
+    """What a GPU can measure, part by part."""
+    found["gpu"] = torch.cuda.get_device_name()
+    if {*parts} - {"llama", "float32"}:
+        model, found["bfloat16"] = gemma(torch.bfloat16), {}
+        compare("Gemma-3-4B shapes, bfloat16", model, sizes, found["bfloat16"], save, parts=parts)
+        if "picture" in parts:
+            found["picture"] = with_picture(model)
+            console.print("twenty prompts with and without a picture:", found["picture"])
+            save()
+        if "condition" in parts:
+            found["condition"] = whole_conditions(model, WHOLE_ROWS)
+            console.print("a whole condition of 38 prompts, restore to append:", found["condition"])
+            save()
+        del model
+    if "llama" in parts:
+        from tests.large import TILES, large_model
+
+        with clean():
+            model, found["llama"] = large_model("llama", 32), {}
+            title = "Llama-3.1-8B shapes, bfloat16"
+            compare(title, model, sizes, found["llama"], save, parts=("step",), tiles=TILES["llama"])
+            del model
+    if "float32" in parts:
+        with clean():
+            found["float32"] = {}
+            model = gemma(torch.float32)
+            compare("Gemma-3-4B shapes, float32", model, (38,), found["float32"], save, parts=("engine", "reference"))
+
+
 def main() -> None:
-    """Everything that this machine can measure."""
+    """Everything that this machine can measure, or the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    out = parser.parse_args().out
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, after each")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rows", nargs="+", type=int, help="batch sizes, in this order")
+    asked = parser.parse_args()
     os.environ.setdefault("MKL_CBWR", "AUTO")
     found: Number = {"torch": torch.__version__, "transformers": transformers.__version__}
+
+    def save() -> None:
+        if asked.out:
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
+
+    parts, sizes = tuple(asked.parts), tuple(asked.rows or ((38, 1, 8, 128, 380) if CUDA else (1, 8, 38)))
     if CUDA:
-        found["gpu"] = torch.cuda.get_device_name()
-        model = gemma(torch.bfloat16)
-        found["bfloat16"] = compare("Gemma-3-4B shapes, bfloat16", model, (38, 1, 8, 128, 380), whole=(38,))
-        found["picture"] = with_picture(model)
-        console.print("twenty prompts with and without a picture:", found["picture"])
-        found["condition"] = whole_conditions(model, 38)
-        console.print("a whole condition of 38 prompts, restore to append:", found["condition"])
-        del model
-        with clean():
-            found["float32"] = compare("Gemma-3-4B shapes, float32", gemma(torch.float32), (38,))
+        on_cuda(parts, sizes, found, save)
     else:
         found["threads"] = torch.get_num_threads()
-        found["float32"] = compare("SmolLM2-135M, float32, CPU", smollm2(), (1, 8, 38))
-    if out:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        found["float32"] = {}
+        compare("SmolLM2-135M, float32, CPU", smollm2(), sizes, found["float32"], save, parts=parts)
+    save()
 
 
 if __name__ == "__main__":

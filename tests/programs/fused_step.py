@@ -1,4 +1,7 @@
-"""The fused decode step beside the plain one, for five families, in Triton's interpreter: prints what agreed."""
+"""The fused decode step beside the plain one, for five families, in Triton's interpreter: prints what agreed.
+
+With cuBLAS' products, here torch's, and with products of our own; with these also in another place, beside others.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +12,7 @@ from tiny import TEXT, build
 
 from runner.decode_batch import BatchShape, Request
 from runner.decode_fused import FusedStep
+from runner.decode_gemm import ProductsStep, Tile
 from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
 from runner.decode_step import DecodeState
@@ -16,6 +20,13 @@ from runner.decode_step import DecodeState
 SHAPE = BatchShape(rows=3, prompt_length=30, new_tokens=3)
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 SAMPLED = Sampling(do_sample=True, temperature=0.7, top_k=50, top_p=0.9)
+TILES = {
+    "heads": Tile(16, 0, 16, splits=2, stages=2, first=False),
+    "output": Tile(16, 16, 16, splits=4, stages=2, first=True),
+    "gate_up": Tile(32, 32, 16, splits=1, stages=2, first=False),
+    "down": Tile(64, 0, 32, splits=4, stages=2, first=True),
+    "head": Tile(64, 0, 32, splits=1, stages=2, first=False),
+}
 QUESTIONS = [Request([5 + i * j % 50 for j in range(5 + 11 * i)], f"q{i}", i) for i in range(3)]
 
 
@@ -51,10 +62,12 @@ def qwen3() -> Any:
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**TEXT, num_hidden_layers=2))
 
 
-def decode(decoder: DecodeState, step: Callable[[], None]) -> tuple[Any, list[torch.Tensor]]:
+def decode(
+    decoder: DecodeState, step: Callable[[], None], requests: list[Request] = QUESTIONS
+) -> tuple[Any, list[torch.Tensor]]:
     """The answers, and the logits of every step."""
-    decoder.prefill([question.token_ids for question in QUESTIONS])
-    decoder.start_rows(range(3), range(3), QUESTIONS)
+    decoder.prefill([request.token_ids for request in requests])
+    decoder.start_rows(range(3), range(3), requests)
     seen = []
     with torch.inference_mode():
         for _ in range(SHAPE.new_tokens):
@@ -81,8 +94,13 @@ for make in (llama, gemma3, mistral, qwen2, qwen3):
     for sampling in (GREEDY, SAMPLED) if make is llama else (SAMPLED,):
         decoder = DecodeState(model, SHAPE, sampling, [2, 7], 0)
         expected, logits = decode(decoder, plain_step(decoder))
-        answers, others = decode(decoder, FusedStep(decoder))
-        assert answers == expected, (answers, expected)
-        for one, other in zip(logits, others, strict=True):
-            assert (one - other).abs().max() < 2e-4 * one.std()
+        own = ProductsStep(decoder, TILES, overlap=False)
+        for fused in (FusedStep(decoder), own):
+            answers, others = decode(decoder, fused)
+            assert answers == expected, (answers, expected)
+            for one, other in zip(logits, others, strict=True):
+                assert (one - other).abs().max() < 2e-4 * one.std()
+        _, elsewhere = decode(decoder, own, [Request([9, 8, 7], "dummy", 5), *QUESTIONS[:2]])
+        for one, other in zip(others, elsewhere, strict=True):
+            assert (one[:2] - other[1:]).abs().max() < 1e-5 * one.std()  # NumPy's own sums depend on the place
     print(model.config.model_type)
