@@ -5,6 +5,7 @@ Damage grows to the right everywhere, so the axis of `uni_quant` runs from many 
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,6 +26,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK = "#010203"  # in the page it becomes the text's colour, light or dark
 PIXELS_PER_INCH = 200
 MARGIN, HALF = 0.05, 0.5  # of the width of a panel
+TITLE_LETTERS = 30  # as many as stand over a panel
 STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -89,7 +91,8 @@ def _draw_curve(axes: Axes, curve: pl.DataFrame, colour: str) -> None:
         axes.annotate(
             "chance", (levels[-1], shares[-1]), xytext=(0, 3), textcoords="offset points", fontsize=7, ha="right"
         )
-    axes.set_title(f"{curve['method'][0]} {curve['group'][0]}", fontsize=9)
+    name = f"{curve['method'][0]} {curve['group'][0]}".replace("][", "] [")
+    axes.set_title("\n".join(textwrap.wrap(name, TITLE_LETTERS)), fontsize=9)
 
 
 def _draw_threshold(axes: Axes, threshold: float, ends: tuple[float | None, float]) -> None:

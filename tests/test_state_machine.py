@@ -97,7 +97,7 @@ class Echo:
         """Some."""
         return 4
 
-    def set_shape(self, _shape: BatchShape) -> Start:
+    def set_shape(self, _shape: BatchShape, _fastest: str) -> Start:
         """Any will do."""
         return START
 

@@ -76,7 +76,7 @@ class Resumption:
         scenario, spec = recording.scenario, recording.study.spec(recording.scenario.spec)
         self.truth = Truth(scenario, recording.results)
         self.spec = load_spec(spec, scenario.overrides, scenario.sweeps)
-        self.inputs = check(self.spec, spec.parent)
+        self.inputs = check(self.spec, spec.parent, spec.parent.parent / "results")
         paths = sorted(recording.results.glob("outputs_*.json"))
         self.facts = {path.name: read_sidecar(path)["provenance"]["runs"][-1] for path in paths}
 
