@@ -29,6 +29,7 @@ from runner.spec import Spec
 from runner.spec_sweep import Sweep
 from runner.target_groups import is_tied, untie_where_asked
 from runner.target_lesion import make_lesion
+from runner.target_scores import reads_once
 from runner.target_tensor import Target
 from runner.task_files import TargetFile
 from runner.task_tokens import TaskInputs, check, tokenise
@@ -119,8 +120,9 @@ def _print_groups(
     console.print(f"model: {spec.model.id}, {type(model).__name__}, embeddings {tied}", soft_wrap=True)
     groups = []
     in_grids = {curve.label for sweep in spec.sweeps for curve in sweep.curves() if len(sweep.curves()) > 1}
+    read = reads_once(files)
     for label, selection in selections.items():
-        targets = make_lesion(model, selection, files).targets
+        targets = make_lesion(model, selection, read).targets
         groups.append(targets)
         if label in in_grids:
             continue

@@ -19,7 +19,8 @@ from runner.run_identity import model_digest
 from runner.spec import Spec
 from runner.spec_targets import BUILT_IN, Selection
 from runner.target_groups import is_tied, resolve_targets, untie_where_asked
-from runner.target_lesion import Lesion, make_lesion
+from runner.target_lesion import NO_FILES, Lesion, make_lesion
+from runner.target_scores import ReadFile, reads_once
 from runner.task_files import TargetFile
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens
@@ -123,12 +124,13 @@ def make_ready(
         pack_projections(model)
     for group in groups if spec.model.load_4bit else ():
         unpack_4bit(model, resolve_targets(model, selection_of(spec, group)))
-    return {group: lesion_of(model, selection_of(spec, group), files) for group in groups}
+    read = reads_once(files)
+    return {group: lesion_of(model, selection_of(spec, group), read) for group in groups}
 
 
-def lesion_of(model: Any, selection: Selection, files: Mapping[str, TargetFile]) -> Lesion:
+def lesion_of(model: Any, selection: Selection, read: ReadFile = NO_FILES) -> Lesion:
     """What a selection means, with weights that can be read and written wherever they are."""
-    return make_lesion(model, selection, files, locate=partial(locate_weights, model))
+    return make_lesion(model, selection, read, locate=partial(locate_weights, model))
 
 
 def selection_of(spec: Spec, label: str) -> Selection:

@@ -4,6 +4,7 @@ import datetime as dt
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -155,8 +156,16 @@ class Spec:
         """
         return [curve for sweep in self.sweeps for curve in sweep.curves()]
 
-    def selections(self) -> dict[str, Selection]:
-        """What the sweeps damage, by the `param_group_name` of their records."""
+    def selections(self) -> Mapping[str, Selection]:
+        """What the sweeps damage, by the `param_group_name` of their records.
+
+        Raises:
+            ValueError: the number of layers is needed and not known yet.
+        """
+        return self._selections
+
+    @cached_property
+    def _selections(self) -> dict[str, Selection]:  # asked for every curve of a grid, which may be hundreds
         found = [
             evolve(curve.selection, definition=self.groups.get(curve.selection.group), key=f"sweeps[{index}]")
             for index, sweep in enumerate(self.sweeps)

@@ -1,6 +1,6 @@
 """What a sweep damages in a model: its tensors, the units that a condition chooses of them, and what stays whole."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,19 +14,19 @@ from runner.spec_targets import Selection
 from runner.target_choice import chosen_units, marked_units, matched_random, random_order, score_order
 from runner.target_groups import resolve_targets
 from runner.target_scores import (
+    ReadFile,
     at_coordinates,
     by_weight,
     first_weights,
     masked,
     protect,
-    read_tensors,
+    reads_once,
     values_of_weights,
 )
 from runner.target_tensor import Target
 from runner.target_units import Units, find_units, masks_of
-from runner.task_files import TargetFile
 
-NO_FILES: Mapping[str, TargetFile] = {}
+NO_FILES = reads_once({})
 
 
 @frozen(kw_only=True, eq=False)
@@ -71,13 +71,13 @@ class Lesion:
 def make_lesion(
     model: Any,
     selection: Selection,
-    files: Mapping[str, TargetFile] = NO_FILES,
+    read: ReadFile = NO_FILES,
     *,
     locate: Callable[[Sequence[Target]], Sequence[Target]] = tuple,
 ) -> Lesion:
     """What a selection means in an intact model; on the meta device without the weights that stay whole.
 
-    `locate` gives targets whose weights can be read and written.
+    `read` gives the tensors of files that the selection names, `locate` targets whose weights can be read and written.
 
     Raises:
         SpecError: the model does not have what it names, or a file is not about this model.
@@ -89,36 +89,34 @@ def make_lesion(
     targets = tuple(locate(targets))
     if choice.coordinates:
         targets = at_coordinates(targets, choice.coordinates, f"{selection.key}.coordinates")
-    lesion = _of_units(targets, units, selection, files) if units else _of_weights(targets, selection, files)
+    lesion = _of_units(targets, units, selection, read) if units else _of_weights(targets, selection, read)
     if choice.protect is not None and not targets[0].weight.is_meta:
         which, share = choice.protect.split()
         lesion = evolve(lesion, targets=tuple(protect(target, which, float(share)) for target in lesion.targets))
     return evolve(lesion, options=selection.options, within=choice.within, matched=choice.select == "matched")
 
 
-def _of_units(
-    targets: tuple[Target, ...], units: Units, selection: Selection, files: Mapping[str, TargetFile]
-) -> Lesion:
+def _of_units(targets: tuple[Target, ...], units: Units, selection: Selection, read: ReadFile) -> Lesion:
     choice, order = selection.choice, None
     if choice.scores is not None:
         key = f"{selection.key}.scores"
-        order = score_order(units, read_tensors(files[choice.scores], key), highest=choice.select != "lowest", key=key)
+        order = score_order(units, read(choice.scores, key), highest=choice.select != "lowest", key=key)
     if choice.mask is not None:
         key = f"{selection.key}.mask"
-        marked = marked_units(units, read_tensors(files[choice.mask], key), key=key)
+        marked = marked_units(units, read(choice.mask, key), key=key)
         targets, units, order = _restricted(targets, units, order, marked)
     return Lesion(targets=targets, units=units, order=order)
 
 
-def _of_weights(targets: tuple[Target, ...], selection: Selection, files: Mapping[str, TargetFile]) -> Lesion:
+def _of_weights(targets: tuple[Target, ...], selection: Selection, read: ReadFile) -> Lesion:
     choice = selection.choice
     if choice.mask is not None:
         key = f"{selection.key}.mask"
-        targets = masked(targets, read_tensors(files[choice.mask], key), key)
+        targets = masked(targets, read(choice.mask, key), key)
     if choice.scores is None:
         return Lesion(targets=targets)
     key = f"{selection.key}.scores"
-    targets, tensors = tuple(map(by_weight, targets)), read_tensors(files[choice.scores], key)
+    targets, tensors = tuple(map(by_weight, targets)), read(choice.scores, key)
     values = [values_of_weights(target, tensors, key).double() for target in targets]
     return Lesion(targets=targets, scores=tuple(-value if choice.select == "lowest" else value for value in values))
 

@@ -1,7 +1,7 @@
 """Files of scores and masks, read for a model: a number or a yes for each unit or weight of its targets."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from attrs import evolve
@@ -14,6 +14,7 @@ from runner.target_tensor import Target, UnitSet
 from runner.task_files import TargetFile, file_digest
 
 Tensors = Mapping[str, Tensor]
+ReadFile = Callable[[str, str], Tensors]  # of the name of a file in the spec, and the path there, for messages
 
 
 def read_tensors(file: TargetFile, key: str) -> Tensors:
@@ -29,6 +30,18 @@ def read_tensors(file: TargetFile, key: str) -> Tensors:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
     except (SafetensorError, OSError) as error:
         raise SpecError(f"{key}: {file.path} is no safetensors file: {error}") from None
+
+
+def reads_once(files: Mapping[str, TargetFile]) -> ReadFile:
+    """`read_tensors` of files by their name in the spec, each read for the first curve that names it."""
+    known: dict[str, Tensors] = {}
+
+    def read(name: str, key: str) -> Tensors:
+        if name not in known:
+            known[name] = read_tensors(files[name], key)
+        return known[name]
+
+    return read
 
 
 def values_of_weights(target: Target, tensors: Tensors, key: str) -> Tensor:

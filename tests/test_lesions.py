@@ -17,6 +17,7 @@ from runner.errors import SpecError
 from runner.spec_sweep import Sweep
 from runner.spec_targets import Selection
 from runner.target_lesion import make_lesion
+from runner.target_scores import reads_once
 from runner.task_files import TargetFile, file_digest
 
 LAYERS, NEURONS, HEADS = 3, 128, 4
@@ -44,7 +45,7 @@ def saved(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, TargetFi
 def damaged(model: Any, selected: Selection, level: float, files: Mapping[str, TargetFile], **more: Any) -> Any:
     """The weights of a model under damage by name, and of the intact one; the model is intact again afterwards."""
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    lesion = make_lesion(model, selected, files)
+    lesion = make_lesion(model, selected, reads_once(files))
     with DamagedModel(lambda _: lesion) as damaged_model:
         damaged_model.damage(selected.label, more.get("method", "ablation"), level, more.get("seed", SEED))
         after = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -194,7 +195,7 @@ def test_scores_that_do_not_fit_are_refused(
     """With the path in the spec."""
     files = saved(tmp_path / "words.safetensors", tensors)
     with pytest.raises(SpecError, match=r"sweeps\[0\].scores") as error:
-        make_lesion(model, selection(scores="words.safetensors", **keys), files)
+        make_lesion(model, selection(scores="words.safetensors", **keys), reads_once(files))
     assert message in str(error.value)
 
 

@@ -26,7 +26,7 @@ GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 
 def targets_of(model: Any, spec: Spec, group: str) -> tuple[Target, ...]:
     """The tensors of a group, where their weights are."""
-    return lesion_of(model, selection_of(spec, group), {}).targets
+    return lesion_of(model, selection_of(spec, group)).targets
 
 
 def spec_of(folder: Path, group: str) -> Spec:

@@ -73,7 +73,7 @@ def test_two_gpus_hold_the_same_damaged_model(checkpoints: dict[str, Path], kind
             layers = {f"model.layers.{i}": i % 2 for i in range(model.config.num_hidden_layers)}
             others = {"model.embed_tokens": 0, "model.norm": 1, "model.rotary_emb": 0, "lm_head": 0}
             accelerate.dispatch_model(model, layers | others)
-        with DamagedModel(lambda name, model=model: lesion_of(model, selection_of(spec, name), {})) as patient:
+        with DamagedModel(lambda name, model=model: lesion_of(model, selection_of(spec, name))) as patient:
             digests.append(patient.damage(group, "mult_gauss", 0.5, 3))
             shape = BatchShape(rows=2, prompt_length=8, new_tokens=8)
             generator = BatchScheduler(
