@@ -88,8 +88,6 @@ def _read_all(options: argparse.Namespace) -> "list[tuple[Path, Spec]]":
     Raises:
         SpecError: with what is wrong in any of them.
     """
-    from attrs import evolve
-
     from runner.spec import find_spec, load_spec
     from runner.task_prompts import check_files
 
@@ -101,7 +99,7 @@ def _read_all(options: argparse.Namespace) -> "list[tuple[Path, Spec]]":
         except SpecError as error:
             wrong.append(str(error))
             continue
-        found.append((path, evolve(spec, model=evolve(spec.model, device=options.device)) if options.device else spec))
+        found.append((path, spec.on(options.device)))
     if wrong:
         raise SpecError("\n".join(dict.fromkeys(wrong)))
     return found

@@ -41,8 +41,6 @@ def build_localize_parser() -> argparse.ArgumentParser:
 
 def localize(options: argparse.Namespace) -> int:
     """Do what the command line asks for; the exit code."""
-    from attrs import evolve
-
     from runner.spec import find_spec, load_spec
     from runner.task_texts import check_lists
 
@@ -50,8 +48,6 @@ def localize(options: argparse.Namespace) -> int:
     spec = load_spec(path, options.overrides, check=check_lists)
     if (table := spec.localize) is None:
         raise SpecError(f"{path}:\n  localize: required, but missing: the table says what is scored and how")
-    if options.device:
-        spec = evolve(spec, model=evolve(spec.model, device=options.device))
     from runner import cli_console
 
     cli_console.set_up_logging(options.log_level)
@@ -60,7 +56,7 @@ def localize(options: argparse.Namespace) -> int:
 
     model_load.quieten()
     out = options.out or options.results / table.out
-    found = run_localize.localize(spec, path.parent, out, force=options.force)
+    found = run_localize.localize(spec.on(options.device), path.parent, out, force=options.force)
     _draw(found)
     for line in _summary(found):
         cli_console.print_line(line)
@@ -73,7 +69,8 @@ def _draw(found: "Localized") -> None:
 
     write_table(found.path.with_suffix(".csv"), found.scores, found.tops)
     try:
-        from runner.report_scores import draw, save
+        from runner.report_figures import save
+        from runner.report_scores import draw
     except ModuleNotFoundError as error:
         logger.warning("no figure: it needs the package %s; pip install '.[report]' in degrade's folder", error.name)
         return

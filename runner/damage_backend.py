@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import accumulate
 from typing import Protocol
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runner import model_memory, philox
-from runner.damage_blocks import signed
+from runner.damage_blocks import has_kernels, signed
 from runner.damage_digest import BLOCK as DIGEST_BLOCK
 from runner.damage_digest import coefficients_on, fingerprint
 from runner.damage_effect import ChangeSums, change_sums
@@ -240,6 +239,6 @@ def _backend(device: torch.device, targets: Sequence[Target]) -> DamageBackend:
             "the baseline of %.1f GiB does not fit on %s: it is kept in pinned memory", size / model_memory.GIB, device
         )
     baseline = keep_baseline(targets, pinned=pinned)
-    if device.type == "cuda" and find_spec("triton"):
+    if has_kernels(device):
         return TritonBackend(targets, baseline)
     return TorchBackend(targets, baseline)

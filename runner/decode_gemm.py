@@ -20,7 +20,6 @@ from runner.decode_step import DecodeState
 
 MOST_ROWS = 128  # from the trial: own products win up to 64 rows, are equal or better at 128, lose at 256
 HEAD_LEAST = 65_536  # tokens of a vocabulary for which a second wave of programs does not matter
-LINE = 128  # bytes that L2 reads at a time
 ATTENTION_ASKS = 4  # lines of every slice of the output projection; 8 and more are 20 to 100 us a step slower
 MOST_SHARE = 1024  # lines that one program asks for; more would take longer than they save
 

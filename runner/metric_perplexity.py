@@ -25,7 +25,7 @@ def perplexities(results: Path, texts: Iterable[str], device: str | None = None)
     """
     if not sidecar_path(results).is_file():
         raise SetupError(f"{sidecar_path(results)}: is missing; --score needs it to know the model")
-    spec = load_spec(sidecar_path(results), [f'model.device="{device}"'] if device else [])
+    spec = load_spec(sidecar_path(results)).on(device)
     quieten()
     source, place = locate(spec.model), choose_device(spec.model.device)
     tokenizer = load_tokenizer(source)

@@ -43,6 +43,11 @@ def owner_of(model: Any, name: str) -> tuple[Any, str]:
     return model.get_decoder().get_submodule(path), attribute
 
 
+def experts_of(model: Any, name: str) -> int:
+    """How many experts have their weights in a tensor; 1 where there are none."""
+    return int(getattr(owner_of(model, name)[0], "num_experts", 1))
+
+
 def input_axis(model: Any, name: str) -> Literal[-1, -2] | None:
     """The axis of a matrix along which its inputs lie; None for what multiplies nothing, as biases and norms."""
     module, attribute = owner_of(model, name)

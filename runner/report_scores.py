@@ -7,10 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from runner.report_figures import COLOURS, INK, STYLE, save
+from runner.report_figures import COLOURS, INK, STYLE
 from runner.target_top import LayerTop
-
-__all__ = ["draw", "save"]
 
 
 def draw(scores: Mapping[str, Tensor], tops: Sequence[LayerTop], title: str, unit: str) -> Figure:

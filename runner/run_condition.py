@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import Self
+from typing import Any, Self
 
 from attrs import asdict, fields, frozen
 
@@ -65,18 +65,24 @@ class Where:
 
     def matches(self, condition: Condition) -> bool:
         """Whether a condition is as asked; levels are compared exactly, as numbers."""
-        has = {
-            "sweep": condition.sweep,
-            "method": condition.method,
-            "group": condition.group,
-            "level": condition.level,
-            "repeat": condition.repeat_index,
-        }
+        has = facts_of(condition)
         return all(has[key] == wanted for key, wanted in asdict(self).items() if wanted is not None)
 
     def __str__(self) -> str:
         words = [f"{key}={shlex.quote(str(value))}" for key, value in asdict(self).items() if value is not None]
         return " ".join(words) or "of any kind"
+
+
+def facts_of(condition: Condition) -> dict[str, Any]:
+    """A condition in the words that name it, and its seed."""
+    return {
+        "sweep": condition.sweep,
+        "method": condition.method,
+        "group": condition.group,
+        "level": condition.level,
+        "repeat": condition.repeat_index,
+        "seed": condition.seed,
+    }
 
 
 KEYS: list[str] = [field.name for field in fields(Where)]

@@ -65,9 +65,9 @@ def damaged(
     `with damaged(model, group="mlp_only", method="mult_gauss", level=0.3, seed=42) as effect:`; `effect.digest` is the
     `weights_digest` of records. `sweep` are further keys of a `[[sweeps]]` table (`layers="0-11"`, `tied="input"`),
     `groups` are the tables of `[groups]`, both as in a spec, files in the current folder; `seed` is that of the repeat.
-    However the block ends, the
-    weights are restored, ties and 4-bit layers as well; an interrupt waits for that. Blocks may be nested where they
-    damage different tensors; a tensor that is damaged already is refused, since damage never builds on damage.
+    However the block ends, the weights are restored, ties and 4-bit layers as well; an interrupt waits for that. Blocks
+    may be nested where they damage different tensors; a tensor that is damaged already is refused, since damage never
+    builds on damage.
 
     Raises:
         SpecError: the keys are not those of a sweep, mean more than one damaged model, or nothing in this model.

@@ -15,7 +15,7 @@ from runner.results_open import each_record
 from runner.results_record import Record
 from runner.results_sidecar import read_sidecar, sidecar_path
 from runner.run_checkpoint import check_free, write_checkpoint
-from runner.run_condition import Where, find_condition
+from runner.run_condition import Where, facts_of, find_condition
 from runner.run_damaged import LoadedCondition, load_damaged
 from runner.run_plan import Condition, all_conditions
 from runner.run_setup import spelt_out
@@ -50,7 +50,7 @@ def export(results: Path, where: Where, out: Path, device: str | None = None) ->
     check_free(out)
     if not read_sidecar(results):
         raise SetupError(f"{sidecar_path(results)}: is missing; it says which model and groups were damaged")
-    spec = spelt_out(load_spec(sidecar_path(results), [f'model.device="{device}"'] if device else []))
+    spec = spelt_out(load_spec(sidecar_path(results)).on(device))
     recorded = conditions_in(each_record(results), spec)
     if not recorded:
         raise SetupError(f"{results}: holds no records")
@@ -59,8 +59,8 @@ def export(results: Path, where: Where, out: Path, device: str | None = None) ->
     check_recorded(results, found)
     logger.info("loading %s in %s", spec.model.id, spec.model.dtype)
     place = _place(spec)
-    in_one_place = evolve(spec, model=evolve(spec.model, device=str(place)))  # what is spread has no weights to write
-    loaded = load_damaged(in_one_place, condition, place, folders_of_results(results))
+    # What is spread has no weights to write.
+    loaded = load_damaged(spec.on(str(place)), condition, place, folders_of_results(results))
     _compare(results, found, loaded)
     facts = _facts(results, spec, found, loaded)
     write_checkpoint(loaded.model, spec, facts, out)
@@ -133,16 +133,8 @@ def _compare(results: Path, found: Recorded, loaded: LoadedCondition) -> None:
 
 def _facts(results: Path, spec: Spec, found: Recorded, loaded: LoadedCondition) -> dict[str, Any]:
     """What `degrade.json` holds."""
-    condition = found.condition
     return {
-        "condition": {
-            "sweep": condition.sweep,
-            "method": condition.method,
-            "group": condition.group,
-            "level": condition.level,
-            "repeat": condition.repeat_index,
-            "seed": condition.seed,
-        },
+        "condition": facts_of(found.condition),
         "weights_digest": loaded.digest,
         "model_digest": loaded.intact_digest,
         "effect": loaded.effect.as_table(),

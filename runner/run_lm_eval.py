@@ -8,7 +8,7 @@ from lm_eval.models.huggingface import HFLM
 
 from runner.errors import SpecError
 from runner.model_load import choose_device, load_tokenizer, locate
-from runner.run_condition import KEYS, Where, find_condition
+from runner.run_condition import KEYS, Where, facts_of, find_condition
 from runner.run_damaged import load_damaged
 from runner.run_plan import all_conditions
 from runner.run_setup import spelt_out
@@ -35,7 +35,7 @@ class DamagedModelLM(HFLM):  # type: ignore[misc]  # a class without types
         if wrong := sorted(DECIDED_BY_SPEC & options.keys()):
             raise SpecError(f"--model_args: {', '.join(wrong)}: the spec says this; change it there")
         path = find_spec(str(spec))
-        whole = spelt_out(load_spec(path, [f'model.device="{device}"'] if device else []))
+        whole = spelt_out(load_spec(path).on(device))
         condition = find_condition(all_conditions(whole), Where.of(words), str(path))
         loaded = load_damaged(whole, condition, choose_device(whole.model.device), folders_of_results(path))
         logger.info("%s: weights_digest %s", condition, loaded.digest)
@@ -43,12 +43,7 @@ class DamagedModelLM(HFLM):  # type: ignore[misc]  # a class without types
         self.degrade_facts = {
             "spec": str(path),
             "model": whole.model.id,
-            "sweep": condition.sweep,
-            "method": condition.method,
-            "group": condition.group,
-            "level": condition.level,
-            "repeat": condition.repeat_index,
-            "seed": condition.seed,
+            **facts_of(condition),
             "weights_digest": loaded.digest,
             "model_digest": loaded.intact_digest,
         }

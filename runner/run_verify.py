@@ -33,7 +33,7 @@ def verify(results: Path, device: str | None = None) -> bool:
     if not read_sidecar(results):
         raise SetupError(f"{sidecar_path(results)}: is missing; it says which model and groups were damaged")
     recorded = damages_in(results, each_record(results))
-    spec = load_spec(sidecar_path(results), [f'model.device="{device}"'] if device else [])
+    spec = load_spec(sidecar_path(results)).on(device)
     place = choose_device(spec.model.device)
     model = load_intact(spec, place)
     same = _is_same_model(model, summary.models)

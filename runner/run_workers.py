@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 
 from runner.errors import SetupError, SpecError
 from runner.model_load import choose_device, fits, wake
@@ -124,7 +124,7 @@ def call_workers(asked: Asked, spec: Spec, inputs: TaskInputs, units: int) -> "I
 
         placed = {0: "cpu", 1: "cuda"}.get(team.gpus_per_model, "auto")
         assignment = Assignment(
-            spec=evolve(spec, model=evolve(spec.model, device=placed)),
+            spec=spec.on(placed),
             inputs=inputs,
             folder=Path.cwd(),
             threads=1 if team.address or not team.workers else max(1, (os.cpu_count() or 1) // team.workers),
@@ -158,6 +158,6 @@ def start_workers(
         return
     device = choose_device(spec.model.device)
     if asked.gpus == 1:  # nor is the model spread over others
-        spec = evolve(spec, model=evolve(spec.model, device=str(device)))
+        spec = spec.on(str(device))
     with Worker(prepare_run(spec, inputs, tokens, groups, device)) as worker:
         yield worker

@@ -124,6 +124,10 @@ class Spec:
         """Raise every contradiction between tables at once."""
         refuse_contradictions(self)
 
+    def on(self, device: str | None) -> "Spec":
+        """The spec with another device, where one is named."""
+        return evolve(self, model=evolve(self.model, device=device)) if device else self
+
     @property
     def needs_layers(self) -> bool:
         """Whether the curves of a sweep are known only with the number of layers of the model."""
@@ -157,11 +161,7 @@ class Spec:
         return [curve for sweep in self.sweeps for curve in sweep.curves()]
 
     def selections(self) -> Mapping[str, Selection]:
-        """What the sweeps damage, by the `param_group_name` of their records.
-
-        Raises:
-            ValueError: the number of layers is needed and not known yet.
-        """
+        """What the sweeps damage, by the `param_group_name` of their records; raises as `curves` does."""
         return self._selections
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from attrs import frozen
 
 from runner.spec_converter import Rule
-from runner.spec_methods import METHODS, PLAIN, Method, Options, is_no_op
+from runner.spec_methods import METHODS, OPTIONS, PLAIN, Method, Options, is_no_op
 
 UnitKind = Literal["neuron", "head", "kv_head", "channel", "expert", "layer"]
 Unit = Literal["weight", "neuron", "head", "kv_head", "channel", "expert", "layer"]
@@ -81,7 +81,7 @@ ALL_WEIGHTS = Choice()
 
 def label_of_options(options: Options) -> Iterator[str]:
     """What a `param_group_name` says of the options of a method: those that are not the default."""
-    for key in ("bits", "per", "pieces", "order", "share"):
+    for key in OPTIONS:
         if (value := getattr(options, key)) != getattr(PLAIN, key):
             yield f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
@@ -119,7 +119,7 @@ def choice_problems(sweep: Any) -> Iterator[str]:
 def option_problems(sweep: Any) -> Iterator[str]:
     """Options that the method of a sweep does not have."""
     taken = METHODS[sweep.method].options
-    for key in ("bits", "per", "pieces", "order", "share"):
+    for key in OPTIONS:
         if getattr(sweep, key) != getattr(PLAIN, key) and key not in taken:
             others = [name for name, method in METHODS.items() if key in method.options]
             yield f"{key}: {sweep.method} has no such option; {', '.join(others)} have"

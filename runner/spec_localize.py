@@ -12,7 +12,6 @@ ScoredUnit = Literal["weight", "neuron", "head", "kv_head", "channel", "expert",
 Scorer = Literal["contrast", "gradient", "wanda", "magnitude"]
 
 CONTRASTED: tuple[ScoredUnit, ...] = ("neuron", "head", "channel")
-SUFFIX = ".safetensors"
 ScoreFile = Annotated[
     str,
     Rule("a path that ends in .safetensors", {"pattern": r"^(.*[^/])\.safetensors$"}, lambda path: "\0" not in path),

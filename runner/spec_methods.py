@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
 
-from attrs import frozen
+from attrs import fields, frozen
 
 Method = Literal[
     "mult_gauss", "ablation", "uni_quant", "add_gauss", "mean", "sign_flip", "bit_flip", "prune", "shuffle"
@@ -40,6 +40,7 @@ class Options:
 
 
 PLAIN = Options()
+OPTIONS = [field.name for field in fields(Options)]
 
 
 def _is_share(level: float) -> bool:

@@ -18,7 +18,7 @@ from runner.spec_choice import (
     option_problems,
 )
 from runner.spec_converter import NOT_EMPTY, Rule, at_least, between, refuse_contradictions
-from runner.spec_methods import METHODS, Bits, Method, Options, Order, Per, Pieces
+from runner.spec_methods import METHODS, OPTIONS, Bits, Method, Options, Order, Per, Pieces
 from runner.spec_targets import TIED_GROUPS, Layers, Selection, Tied, are_counted, as_tuple, layers_in, windows_of
 
 Text = Annotated[str, NOT_EMPTY]
@@ -158,7 +158,7 @@ class Sweep:
     def selection(self) -> Selection:
         """What a curve damages, as far as the sweep says it."""
         (group,) = self.groups
-        options = Options(bits=self.bits, per=self.per, pieces=self.pieces, order=self.order, share=self.share)
+        options = Options(**{key: getattr(self, key) for key in OPTIONS})
         choice = Choice(
             unit=self.unit, select=self.select, scores=self.scores, within=self.within,
             mask=self.mask, coordinates=self.coordinates, protect=self.protect,

@@ -14,7 +14,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from runner.model_activations import locations, owner_of, read_text, watch_inputs, watch_outputs
+from runner.model_activations import experts_of, locations, read_text, watch_inputs, watch_outputs
 from runner.target_groups import layer_of
 
 Contrasted = Literal["neuron", "head", "channel"]
@@ -73,7 +73,7 @@ def mean_activations(model: Any, ids: Sequence[int], unit: Contrasted) -> dict[s
         if unit == "head":
             heads = model.config.get_text_config().num_attention_heads
             counted = counted.view(len(counted), heads, -1).norm(dim=-1)
-        experts = getattr(owner_of(model, name)[0], "num_experts", 1) if unit == "neuron" else 1
+        experts = experts_of(model, name) if unit == "neuron" else 1
         key, width = f"{unit}.{layer_of(f'.{name}.')}", counted.shape[1]
         if key not in sums:
             sums[key] = torch.zeros(experts * width, dtype=torch.float64, device=counted.device)

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from runner.errors import SetupError, SpecError
-from runner.model_activations import input_axis, owner_of, read_text, watch_inputs
-from runner.model_placement import input_device
+from runner.model_activations import experts_of, input_axis, read_text, watch_inputs
+from runner.model_likelihood import log_likelihood
 from runner.target_tensor import Target
 
 Texts = Sequence[Sequence[int]]  # token ids of each
@@ -45,8 +44,9 @@ def by_wanda(model: Any, targets: Sequence[Target], texts: Texts, key: str) -> S
 
     def receive(name: str, expert: int, features: Tensor, _tokens: Tensor) -> None:
         if name not in squares:
-            experts = getattr(owner_of(model, name)[0], "num_experts", 1)
-            squares[name] = torch.zeros(experts, features.shape[1], dtype=torch.float64, device=features.device)
+            squares[name] = torch.zeros(
+                experts_of(model, name), features.shape[1], dtype=torch.float64, device=features.device
+            )
         squares[name][expert] += features.double().square().sum(dim=0)
 
     with watch_inputs(model, axes, receive):
@@ -82,13 +82,6 @@ def by_gradient(model: Any, targets: Sequence[Target], texts: Texts, key: str) -
         raise SetupError(f"{key}: the likelihood of texts does not depend on {unused[0]}, which has no gradient")
     for target in targets:
         yield target, totals.pop(target.name)
-
-
-def log_likelihood(model: Any, ids: Sequence[int]) -> Tensor:
-    """The sum of the log probabilities, in nats and float32, of every token after the first; a scalar."""
-    tokens = torch.tensor([ids], device=input_device(model))
-    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
-    return -cross_entropy(logits.float(), tokens[0, 1:].to(logits.device), reduction="sum")
 
 
 def _note_gradient(totals: dict[str, Tensor], name: str, weight: Tensor) -> None:

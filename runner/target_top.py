@@ -1,7 +1,6 @@
 """Where the highest scores lie: how many of the top 1 % are in each layer, exactly, also of billions of scores."""
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from attrs import frozen
 from torch import Tensor
 
 from runner.env_files import replace_file
+from runner.spec_methods import exact_count
 
-TOP = Fraction(1, 100)
+TOP = 0.01
 _HALF = 16  # bits of a score that are looked at in one pass
 _BINS, _MIDDLE = 1 << 16, 1 << 15
 
@@ -24,17 +24,12 @@ class LayerTop:
     top: int
 
 
-def rounded_share(share: Fraction, count: int) -> int:
-    """That share of a number, a half rounded up, at least 1."""
-    return max(1, int(share * count + Fraction(1, 2)))
-
-
-def top_by_layer(scores: Sequence[tuple[int, Tensor]], share: Fraction = TOP) -> list[LayerTop]:
+def top_by_layer(scores: Sequence[tuple[int, Tensor]], share: float = TOP) -> list[LayerTop]:
     """The layers of some float32 scores, given with the layer of each tensor, and what of the highest share is there.
 
-    Of equal scores those that stand first count.
+    At least one score is of that share. Of equal scores those that stand first count.
     """
-    wanted = rounded_share(share, sum(tensor.numel() for _, tensor in scores))
+    wanted = max(1, exact_count(share, sum(tensor.numel() for _, tensor in scores)))
     threshold = _kth_largest([tensor for _, tensor in scores], wanted)
     left = wanted - sum(int((_ordered(tensor) > threshold).sum()) for _, tensor in scores)
     found: dict[int, tuple[int, int]] = {}

@@ -153,14 +153,20 @@ def test_records_without_a_sidecar_are_refused(finished: Path, degrade: Command)
     refused(export(degrade, results, "level=0.25 repeat=0", "out"), 3, ".toml: is missing")
 
 
-@pytest.mark.slow
-def test_a_crash_leaves_no_half_checkpoint(finished: Path, forks: ForkServer) -> None:
-    """Killed when it begins to write: the name is free, and the same command succeeds."""
+def begun_to_write(finished: Path, forks: ForkServer) -> tuple[list[str], "subprocess.Popen[str]"]:
+    """A command that exports, and its process at the moment when its hidden folder is there."""
     command = ["export", str(of_method(finished, "mult_gauss")), "--where", "level=0.5 repeat=0", "--out", "out"]
     process = forks.start(*command, cwd=finished, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(finished.glob(".out.*.tmp")):
         assert process.poll() is None
         time.sleep(0.001)
+    return command, process
+
+
+@pytest.mark.slow
+def test_a_crash_leaves_no_half_checkpoint(finished: Path, forks: ForkServer) -> None:
+    """Killed when it begins to write: the name is free, and the same command succeeds."""
+    command, process = begun_to_write(finished, forks)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not (finished / "out").exists()
@@ -170,11 +176,7 @@ def test_a_crash_leaves_no_half_checkpoint(finished: Path, forks: ForkServer) ->
 
 def test_a_signal_leaves_nothing(finished: Path, forks: ForkServer) -> None:
     """Terminated when it begins to write, it tidies up."""
-    command = ["export", str(of_method(finished, "mult_gauss")), "--where", "level=0.5 repeat=0", "--out", "out"]
-    process = forks.start(*command, cwd=finished, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(finished.glob(".out.*.tmp")):
-        assert process.poll() is None
-        time.sleep(0.001)
+    _, process = begun_to_write(finished, forks)
     process.terminate()
     process.wait()
     assert list(finished.glob(".out.*.tmp")) == []

@@ -28,12 +28,13 @@ from torch import Tensor
 from runner.damage_digest import digest_of
 from runner.errors import SpecError
 from runner.model_super_weights import find_super_weights
+from runner.spec_methods import exact_count
 from runner.spec_targets import Group, Selection
 from runner.target_choice import in_order
 from runner.target_contrast import LARGEST, Moments, contrast, mean_activations, moments_of, welch
 from runner.target_groups import resolve_targets
 from runner.target_importance import by_gradient, by_magnitude, by_wanda, log_likelihood
-from runner.target_top import TOP, rounded_share, top_by_layer
+from runner.target_top import TOP, top_by_layer
 from runner.target_unit_scores import unit_scores
 from runner.target_units import find_units
 from runner.task_texts import read_list, shipped_lists
@@ -400,7 +401,7 @@ def test_the_top_is_that_of_a_sort(parts: Any, share: Any) -> None:
     """For negative numbers, zeros of both signs and many equal ones."""
     whole = np.concatenate(parts)
     layers = np.concatenate([np.full(len(part), index) for index, part in enumerate(parts)])
-    order = np.argsort(-whole, kind="stable")[: rounded_share(share, len(whole))]
+    order = np.argsort(-whole, kind="stable")[: max(1, exact_count(share, len(whole)))]
     found = top_by_layer([(index, torch.from_numpy(part)) for index, part in enumerate(parts)], share)
     assert [(one.layer, one.count) for one in found] == [(index, len(part)) for index, part in enumerate(parts)]
     assert [one.top for one in found] == [int((layers[order] == index).sum()) for index in range(len(parts))]

@@ -16,7 +16,6 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from attrs import evolve
 from simulated import SimulatedProcesses
 
 from runner import run
@@ -81,7 +80,7 @@ def main() -> None:
         setattr(run, name, stand_in)
     with tempfile.TemporaryDirectory() as folder:
         begun, used = time.perf_counter(), time.process_time()
-        run.run(evolve(spec, model=evolve(spec.model, device="cpu")), Path(folder), Path(folder))
+        run.run(spec.on("cpu"), Path(folder), Path(folder))
         seconds, used = time.perf_counter() - begun, time.process_time() - used
         (path,) = Path(folder).glob("outputs_*.json")
         checked = check(path, print)
