@@ -22,8 +22,9 @@ from runner.results_sidecar import read_sidecar
 from runner.results_summary import RecordSummary
 from runner.run_estimate import PastRates, Rate, machine_name
 from runner.run_plan import Key, PendingCondition, all_conditions, pending_conditions, request_count
-from runner.run_resume import check_asked, check_past_settings, not_made_again, static_shape
+from runner.run_resume import check_asked, check_past_settings, not_made_again
 from runner.run_setup import spelt_out
+from runner.run_shapes import static_shape
 from runner.run_shard import Shard, of_shard
 from runner.spec import Spec
 from runner.spec_sweep import Sweep
@@ -72,6 +73,8 @@ def preview(
     for past in pasts if not force else ():
         check_asked(past, spec, inputs, tokens)
     shape = _print_shapes(spec, tokens.ids, pasts, console)
+    if device.type == "cuda" and (several := spec.generation.conditions_per_batch) > 1:
+        console.print(f"conditions whose damage is small: up to {several} in a batch, with as many rows each")
     need = model_memory.estimate(model, groups, shape.rows, shape.length, getattr(torch, spec.model.dtype).itemsize)
     _print_memory(spec, need, device, console)
     print_estimate(pending, rates.best(machine_name(machine_facts(device)), rate), console)
@@ -100,7 +103,7 @@ def _print_shapes(
     """Print the shapes of the files' batches, and return the largest."""
     limit = spec.generation.max_batch_size
     most = len(token_ids) if limit == "auto" else min(len(token_ids), limit)
-    shapes = [static_shape(spec, token_ids, past.last_record, most) for past in pasts]
+    shapes = [static_shape(spec, token_ids, past.last.get(False), most) for past in pasts]
     more = ", or more where repeats share a damaged model and memory allows" if limit == "auto" else ""
     for shape in dict.fromkeys(shapes):
         console.print(

@@ -31,7 +31,7 @@ class DamagedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self.restore()
 
     @property
     def targets(self) -> Sequence[Target]:
@@ -87,13 +87,15 @@ class DamagedModel:
         # In the order of the targets, whatever device they are on; two copies of a tied tensor are one.
         return bind([(name, *prints[name]) for name in dict.fromkeys(target.name for target in self.targets)])
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Make every weight what it was; the next condition is damaged anew."""
+        self._state = None
         for backend in self._backends:
             restore(backend.targets, backend.baseline)
 
     def _switch_group(self, group: str) -> None:
         """Make another group the one that is damaged."""
-        self._restore()
+        self.restore()
         self._group, self._lesion, self._backends = "", NOTHING, []
         self._lesion = self._find_lesion(group)
         self._backends = make_backends(self.targets)

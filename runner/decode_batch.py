@@ -12,11 +12,15 @@ MOST_PROMPTS = 64  # read at a time; more would only make the activations of a l
 
 @frozen(kw_only=True)
 class BatchShape:
-    """The static shape of all batches: rows, tokens of a padded prompt, most tokens of a continuation."""
+    """The static shape of all batches: rows, tokens of a padded prompt, most tokens of a continuation.
+
+    Where a batch has several conditions, each has as many of the rows, side by side.
+    """
 
     rows: int
     prompt_length: int
     new_tokens: int
+    conditions: int = 1
 
     @property
     def length(self) -> int:
@@ -24,13 +28,24 @@ class BatchShape:
         return self.prompt_length + self.new_tokens
 
     @property
+    def rows_each(self) -> int:
+        """The rows of a condition."""
+        return self.rows // self.conditions
+
+    @property
     def prompts(self) -> int:
         """Prompts that are read at a time: always as many, whatever there is to read."""
-        return min(self.rows, MOST_PROMPTS)
+        return min(self.rows_each, MOST_PROMPTS)
 
     def with_rows(self, rows: int) -> Self:
-        """The same shape with another number of rows."""
-        return evolve(self, rows=rows)
+        """The same shape with another number of rows; of several conditions so many as find room in it."""
+        if self.conditions > 1 and rows >= self.rows_each:
+            return self.with_conditions(rows // self.rows_each)
+        return evolve(self, rows=rows, conditions=1)
+
+    def with_conditions(self, conditions: int) -> Self:
+        """As many rows for each of so many conditions as each has now."""
+        return evolve(self, rows=conditions * self.rows_each, conditions=conditions)
 
 
 @frozen(kw_only=True)

@@ -8,7 +8,7 @@ depend on that moment.
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Name = Literal["products", "fused", "graph", "plain"]
 SLOWEST_FIRST: tuple[Name, ...] = ("plain", "graph", "fused", "products")
 PRODUCTS_CAPABILITY = 9  # Hopper, for whose number of multiprocessors and shared memory the tiles were measured
+WITH_COPIES: Collection[Name] = ("fused", "products")  # several conditions in a batch need one of these
 TRIAL_ROWS = 8
 LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other side of top-p makes another draw
 
@@ -65,13 +66,17 @@ def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request], fastest:
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
         return install(decoder, EngineChoice("plain", "the model is spread over several devices"))
     requests = requests[: min(TRIAL_ROWS, decoder.shape.prompts)]
-    expected = trace(decoder, requests)
+    expected, damaged = trace(decoder, requests), _damaged_trace(decoder, requests, copied=False)
     notes = []
     for name in SLOWEST_FIRST[SLOWEST_FIRST.index(fastest) : 0 : -1]:
+        if decoder.copies is not None and name not in WITH_COPIES:
+            break
         try:
             install(decoder, EngineChoice(name))
-            found = trace(decoder, requests)
-            _compare(found, expected, TOLERANCES[decoder.logits.dtype])
+            found, tolerance = trace(decoder, requests), TOLERANCES[decoder.logits.dtype]
+            _compare(found, expected, tolerance)
+            if damaged:
+                _compare(_damaged_trace(decoder, requests, copied=True), damaged, tolerance)
             if not equal_bits(found, trace(decoder, requests)):
                 raise DisagreementError("the same steps gave other bits when they were repeated")  # noqa: TRY301
         except Exception as error:
@@ -84,6 +89,26 @@ def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request], fastest:
         else:
             return EngineChoice(name, "; ".join(notes))
     return install(decoder, EngineChoice("plain", "; ".join(notes)))
+
+
+def _damaged_trace(decoder: DecodeState, requests: Sequence[Request], *, copied: bool) -> Trace:
+    """The trace of a condition whose matrices are halved: where they are, or in copies beside intact ones.
+
+    Empty where batches have one condition.
+    """
+    copies = decoder.copies
+    if copies is None:
+        return []
+    with copies.halved() as (matrices, restore):
+
+        def prompts_are_read() -> None:
+            if copied:
+                copies.keep(0, matrices)
+                restore()
+
+        found = trace(decoder, requests, prompts_are_read=prompts_are_read)
+    copies.forget()
+    return found
 
 
 def install(decoder: DecodeState, engine: EngineChoice) -> EngineChoice:

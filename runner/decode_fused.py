@@ -27,11 +27,9 @@ LEAST_HEAD = 32  # numbers: a product in Triton takes halves of at least 16
 
 @frozen(kw_only=True)
 class Layer:
-    """Weights of a decoder layer, its cache, and what its attention needs to know."""
+    """A decoder layer, its cache, and what its attention needs to know."""
 
     module: Any
-    heads: tuple[Tensor, Tensor | None]
-    gate_up: tuple[Tensor, Tensor | None]
     keys: Tensor
     values: Tensor
     angles: tuple[Tensor, Tensor]
@@ -97,8 +95,6 @@ class FusedStep:
         return [
             Layer(
                 module=layer,
-                heads=joined(qkv_modules(layer)),
-                gate_up=joined([layer.mlp.gate_proj, layer.mlp.up_proj]),
                 keys=cached.keys,
                 values=cached.values,
                 angles=angles[kind],
@@ -156,11 +152,19 @@ class FusedStep:
         hidden = self._add_norm(stream, None, None, self.layers[0].module.input_layernorm)
         following = [layer.module.input_layernorm for layer in self.layers[1:]] + [self.norm]
         for layer, next_norm in zip(self.layers, following, strict=True):
-            mixed = linear(self._attend(linear(hidden, *layer.heads), layer), *_of(layer.module.self_attn.o_proj))
-            hidden = self._add_norm(stream, mixed, layer.after_attention, layer.before_mlp)
-            output = linear(self._gated(linear(hidden, *layer.gate_up)), *_of(layer.module.mlp.down_proj))
+            attention, mlp = layer.module.self_attn, layer.module.mlp
+            mixed = self._attend(self._linear(hidden, *qkv_modules(layer.module)), layer)
+            output = self._linear(mixed, attention.o_proj)
+            hidden = self._add_norm(stream, output, layer.after_attention, layer.before_mlp)
+            gated = self._gated(self._linear(hidden, mlp.gate_proj, mlp.up_proj))
+            output = self._linear(gated, mlp.down_proj)
             hidden = self._add_norm(stream, output, layer.after_mlp, next_norm)
         torch.mm(hidden, self.head.t(), out=self.state.logits)
+
+    def _linear(self, x: Tensor, *modules: Any) -> Tensor:
+        """The outputs of modules whose weights lie side by side; for conditions that have copies, by these."""
+        out = linear(x, *joined(modules))
+        return out if self.state.copies is None else self.state.copies.write(x, out, modules)
 
     def _add_norm(self, stream: Tensor, add: Tensor | None, after: Any | None, before: Any, **options: Any) -> Tensor:
         out = torch.empty_like(stream)
@@ -219,10 +223,6 @@ class FusedStep:
             **options,
         )
         return out
-
-
-def _of(module: Any) -> tuple[Tensor, Tensor | None]:
-    return module.weight, module.bias
 
 
 def _activation(config: Any) -> str:

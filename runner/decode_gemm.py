@@ -16,6 +16,7 @@ from torch import Tensor
 from runner import decode_gemm_kernels as kernels
 from runner.decode_batch import UnknownDecoderError
 from runner.decode_fused import FusedStep, Layer
+from runner.decode_packing import joined, qkv_modules
 from runner.decode_step import DecodeState
 
 MOST_ROWS = 128  # from the trial: own products win up to 64 rows, are equal or better at 128, lose at 256
@@ -98,6 +99,8 @@ class ProductsStep(FusedStep):
         shapes = {name: (len(weights), weights.shape[1]) for name, (weights, _) in parts[0].items()}
         shapes["head"] = (len(self.head), self.head.shape[1])
         tiles = tiles or tiles_for(shapes, decoder.shape.rows, decoder.dtype)
+        if tiles and decoder.copies is not None:
+            tiles = {}  # what conditions have of their own is written into whole products, not into parts
         if tiles is None:
             raise UnknownDecoderError("no tiles are known for products of its sizes")
         if bad := [name for name in tiles if not tiles[name].fits(*shapes[name], gated=name == "gate_up")]:
@@ -185,10 +188,10 @@ class ProductsStep(FusedStep):
 
 def _parts_of(layer: Layer) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Weights and biases of the products of a layer."""
-    output, down = layer.module.self_attn.o_proj, layer.module.mlp.down_proj
+    attention, mlp = layer.module.self_attn, layer.module.mlp
     return {
-        "heads": layer.heads,
-        "output": (output.weight, output.bias),
-        "gate_up": layer.gate_up,
-        "down": (down.weight, down.bias),
+        "heads": joined(qkv_modules(layer.module)),
+        "output": joined([attention.o_proj]),
+        "gate_up": joined([mlp.gate_proj, mlp.up_proj]),
+        "down": joined([mlp.down_proj]),
     }

@@ -107,3 +107,38 @@ def product(x, weights, bias, out, next_weights, ROWS: tl.constexpr, N: tl.const
     _store(sums, up, bias, out, n, part, ROWS, N, BM, GATED, GELU, BIAS)
     if MORE > 0:
         _store(more_sums, more_up, bias, out, more_n, part, ROWS, N, BM, GATED, GELU, BIAS)
+
+
+@triton.jit
+def own_product(x, addresses, bias, out, N, LEAD, K: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr,
+                BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ALIGNED: tl.constexpr,
+                BIAS: tl.constexpr):  # fmt: skip
+    """The product of a condition's rows of x [conditions * ROWS, K] and its own weights [N, K], transposed.
+
+    `addresses` [conditions] say where these lie; a condition that has none keeps what is in `out`, rows of LEAD
+    numbers, of which N are written.
+    """
+    tile, condition, some = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    address = tl.load(addresses + condition)
+    if address != 0:
+        kind: tl.constexpr = x.dtype.element_ty
+        weights = address.to(tl.pointer_type(kind))
+        if ALIGNED:
+            weights = tl.multiple_of(weights, 16)
+        m = some * BM + tl.arange(0, BM)[:, None]
+        row = (condition * ROWS + m).to(tl.int64)
+        n, k = tile * BN + tl.arange(0, BN), tl.arange(0, BK)[None, :]
+        ws = weights + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K + k
+        xs = x + row * K + k
+        sums = tl.zeros((BM, BN), tl.float32)
+        for i in tl.range(0, K // BK, num_stages=STAGES):
+            a = tl.load(xs + i * BK, mask=m < ROWS, other=0.0)
+            sums = tl.dot(a, tl.trans(tl.load(ws + i * BK)), sums, input_precision="ieee")
+        if K % BK > 0:
+            rest = K // BK * BK
+            a = tl.load(xs + rest, mask=(m < ROWS) & (k < K % BK), other=0.0)
+            w = tl.load(ws + rest, mask=k < K % BK, other=0.0)
+            sums = tl.dot(a, tl.trans(w), sums, input_precision="ieee")
+        if BIAS:
+            sums += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        tl.store(out + row * LEAD + n[None, :], sums.to(out.dtype.element_ty), mask=(m < ROWS) & (n[None, :] < N))

@@ -5,7 +5,7 @@ hand. The plain way to decode is then an established reference for the faster on
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,14 +43,21 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / (expected - expected.mean(dim=-1, keepdim=True)).norm())
 
 
-def trace(decoder: DecodeState, requests: Sequence[Request], steps: int = STEPS) -> Trace:
+def trace(
+    decoder: DecodeState,
+    requests: Sequence[Request],
+    steps: int = STEPS,
+    prompts_are_read: Callable[[], None] = lambda: None,
+) -> Trace:
     """The logits behind some prompts and, decoding on, behind the first tokens; whatever token would end an answer.
 
-    At most `decoder.shape.prompts` requests; the decoder's rows must be free, and are again.
+    At most `decoder.shape.prompts` requests; the decoder's rows must be free, and are again. `prompts_are_read` is
+    called between prompts and tokens.
     """
     places = range(len(requests))
     decoder.prefill([request.token_ids for request in requests])
     decoder.start_rows(places, places, requests)
+    prompts_are_read()
     rows = slice(len(requests))
     decoder.token.fill_(0)  # what earlier answers left there is no part of this
     seen = list[tuple[Tensor, Tensor, Tensor]]()

@@ -7,14 +7,15 @@ gives the bytes of an uninterrupted one.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
 from torch import Tensor
 
 from runner.decode_batch import BatchShape, Completion, ImageEmbeddings, Request
-from runner.decode_engine import PLAIN, SLOWEST_FIRST, EngineChoice, Name, install, select_engine
+from runner.decode_copies import Copies
+from runner.decode_engine import PLAIN, SLOWEST_FIRST, WITH_COPIES, EngineChoice, Name, install, select_engine
 from runner.decode_reference import Agreement, check_reference
 from runner.decode_sampling import Sampling
 from runner.decode_step import DecodeState
@@ -43,11 +44,15 @@ class BatchScheduler:
         eos: Sequence[int],
         pad: int,
         view: ImageEmbeddings | None = None,
+        copies: Copies | None = None,
     ) -> None:
-        """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show."""
-        self.shape, self.engine = shape, PLAIN
+        """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show.
+
+        `copies` hold the weights of each condition, where the shape has several.
+        """
+        self.shape, self.engine, self._copies = shape, PLAIN, copies
         self.seen: object = self  # by which weights the picture was last seen: none that anybody knows
-        self._decoder = DecodeState(model, shape, sampling, eos, pad, view)
+        self._decoder = DecodeState(model, shape, sampling, eos, pad, view, copies)
 
     def use(self, engine: EngineChoice) -> None:
         """Decode with an engine that was found earlier for this model."""
@@ -96,11 +101,46 @@ class BatchScheduler:
                 self._decoder.advance(STEPS_PER_POLL)
                 if finished:
                     yield finished
-                found, now = self._collect_finished(running), time.perf_counter()
+                found, now = [*self._collect_finished(running).values()], time.perf_counter()
                 finished = FinishedBatch(number, found, now - started) if found else None
                 started = now if found else started
         if finished:
             yield finished
+
+    def answers_of_conditions(
+        self, units: Iterable[tuple[Sequence[Request], Sequence[Tensor]]], restore: Callable[[], None]
+    ) -> Iterator[FinishedBatch]:
+        """Completions of several damaged models at a time, as they end; the next unit is asked for when one has ended.
+
+        A unit has at most the requests that a condition has rows for, and the damaged weights, which `restore` makes
+        intact again when they are copied: whatever is being decoded meanwhile reads the intact ones.
+        """
+        if self._copies is None or self.engine.name not in WITH_COPIES:
+            raise AssertionError("the shape has one condition, or the engine cannot have several")
+        each, following = self.shape.rows_each, enumerate(units)
+        running, units_of_places = dict[int, Request](), dict[int, int]()
+        finished, started = list[FinishedBatch](), time.perf_counter()
+        while True:
+            for place in {*range(self.shape.conditions)} - {row // each for row in running}:
+                if (unit := next(following, None)) is not None:
+                    units_of_places[place], (requests, damaged) = unit
+                    self._admit(deque(requests), range(place * each, (place + 1) * each), running, {})
+                    self._copies.keep(place, damaged)
+                    restore()
+            if not running:
+                break
+            self._decoder.advance(STEPS_PER_POLL)
+            yield from finished
+            found, now = self._collect_finished(running), time.perf_counter()
+            by_place: dict[int, list[Completion]] = {}
+            for row, completion in found.items():
+                by_place.setdefault(row // each, []).append(completion)
+            finished = [
+                FinishedBatch(units_of_places[place], some, (now - started) * len(some) / len(found))
+                for place, some in by_place.items()
+            ]
+            started = now if found else started
+        yield from finished
 
     def _worth_admitting(self, free: Sequence[int]) -> bool:
         # On the CPU attention reads the filled part of the cache only, for which all rows must be at the same step.
@@ -130,11 +170,11 @@ class BatchScheduler:
             running.update(zip(rows, known, strict=True))
             taken = [request for request in taken if tuple(request.token_ids) not in prefix_cache]
 
-    def _collect_finished(self, running: dict[int, Request]) -> list[Completion]:
+    def _collect_finished(self, running: dict[int, Request]) -> dict[int, Completion]:
         """The completions of rows that have ended, which are free from now on."""
         active = self._decoder.active.tolist()
         rows = [row for row in running if not active[row]]
         if not rows:
-            return []
+            return {}
         ended = zip(rows, self._decoder.answers(rows), strict=True)
-        return [evolve(completion, id=running.pop(row).id) for row, completion in ended]
+        return {row: evolve(completion, id=running.pop(row).id) for row, completion in ended}

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 
 from runner.decode_batch import REASONS, BatchShape, Completion, ImageEmbeddings, Request
 from runner.decode_cache import StaticCacheLayer, WritePositions
+from runner.decode_copies import Copies
 from runner.decode_sampling import Sampling, next_tokens, row_streams
 from runner.model_attention import as_attention_takes, attention_masks
 from runner.model_placement import input_device
@@ -31,9 +32,14 @@ class DecodeState:
         eos: Sequence[int],
         pad: int,
         view: ImageEmbeddings | None = None,
+        copies: Copies | None = None,
     ) -> None:
-        """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show."""
+        """`eos` are the token ids that end a row, `pad` fills what is not read, `view` is what prompts show.
+
+        `copies` are the weights of the conditions in a batch, where it has several; the fused step alone uses them.
+        """
         self.model, self.shape, self.sampling, self.pad, self.view = model, shape, sampling, pad, view
+        self.copies = copies
         self.config = model.config.get_text_config()
         self.device, self.dtype = input_device(model), model.get_input_embeddings().weight.dtype
         self.eos = torch.tensor(sorted(eos), dtype=torch.int64, device=self.device)

@@ -28,7 +28,8 @@ class Past:
 
     path: Path
     sidecar: Tables
-    last_record: Record | None = None
+    last: Mapping[bool, Record]  # of those whose batches had one condition, and several
+    alone: frozenset[str]  # groups of which a batch had one condition
     prompt_ids: Mapping[str, int]  # of the texts that were asked
     prompts: Mapping[str, str]  # their digests
     lengths: Mapping[str, int]  # their tokens
@@ -52,7 +53,8 @@ def past_of(path: Path, summary: RecordSummary, sidecar: Tables) -> Past:
     return Past(
         path=path,
         sidecar=sidecar,
-        last_record=summary.last,
+        last=summary.last,
+        alone=frozenset(summary.alone),
         prompt_ids=summary.prompt_ids,
         prompts=summary.prompts,
         lengths=summary.lengths,
@@ -182,7 +184,7 @@ def differences_of_model(
     if commit != "none" and past.commits - {commit}:
         different["commit of the model (set model.revision)"] = (", ".join(sorted(past.commits - {commit})), commit)
     configs = [run["generation_config"] for run in _runs(past.sidecar) if "generation_config" in run]
-    if past.last_record is not None and configs:
+    if past.last and configs:
         now = facts.get("generation_config", {})
         for key in sorted(configs[-1].keys() | now.keys()):
             if configs[-1].get(key) != now.get(key):

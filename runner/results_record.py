@@ -18,6 +18,7 @@ _COUNTS = (
     ("seed", 0, 2**63),
     ("prompt_id", 0, 2**31),
     ("batch_size_effective", 1, 2**20),
+    ("conditions_per_batch", 1, 2**20),
     ("padded_length", 1, 2**24),
 )
 _DIGESTS = ("weights_digest", "model_digest", "prompt_digest", "image_digest", "perplexity_digest")

@@ -46,7 +46,8 @@ class RecordSummary:
     def __init__(self) -> None:
         self.count = 0
         self.keys: set[Key] = set()
-        self.last: Record | None = None
+        self.last: dict[bool, Record] = {}  # of those whose batches had one condition, and several
+        self.alone: set[str] = set()  # groups of which a batch had one condition
         self.settings: dict[str, list[Any]] = {}  # of `GUARDED` and the seed of repeat 0: up to two values of each
         self.prompt_ids: dict[str, int] = {}  # by text, as the others
         self.prompts: dict[str, str] = {}  # their digests
@@ -80,8 +81,11 @@ class RecordSummary:
         level = share(level, level)
         self.keys.add((group, level, repeat, method, text))
         self.count += 1
-        self.last = record
         get = record.get
+        several = get("conditions_per_batch") is not None
+        self.last[several] = record
+        if not several:
+            self.alone.add(group)
         if (prompt_id := get("prompt_id")) is not None:
             self.prompt_ids.setdefault(text, prompt_id)
         if digest := get("prompt_digest"):

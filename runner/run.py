@@ -1,7 +1,7 @@
 """The course of a run: open files, plan, hand out work, write; the only module that sees everything."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,12 +10,13 @@ from attrs import asdict, frozen
 
 from runner import env_provenance, model_memory
 from runner.cli_console import Progress, log_file
-from runner.decode_engine import SLOWEST_FIRST, Name, fastest_for
+from runner.decode_batch import BatchShape
+from runner.decode_engine import SLOWEST_FIRST, WITH_COPIES, Name, fastest_for
 from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.results_order import order_records, plan_rank
 from runner.results_sidecar import Sidecar
 from runner.run_identity import text_digest, tokens_digest
-from runner.run_plan import PendingCondition, all_conditions, most_requests, work_units
+from runner.run_plan import Condition, PendingCondition, all_conditions, work_units
 from runner.run_pool import Pool
 from runner.run_resume import (
     Experiment,
@@ -23,10 +24,10 @@ from runner.run_resume import (
     check_same_model,
     guarded,
     open_experiments,
-    static_shape,
     witnesses_of,
 )
 from runner.run_setup import spelt_out
+from runner.run_shapes import Part, parts_of
 from runner.run_shard import Shard
 from runner.run_start import Start
 from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, call_workers, start_workers
@@ -146,43 +147,39 @@ def check_model_of(experiment: Experiment, spec: Spec, worker: Workers) -> None:
 
 
 def run_experiment(study: Study, experiment: Experiment, worker: Workers, progress: Progress) -> None:
-    """Every condition of one method: hand out units of work, write what comes back.
-
-    The static shape is decided here: fewer rows where a device has no memory for them, more as soon as it has.
-    """
-    left = {pending.condition: set(pending.prompt_indices) for pending in experiment.pending}
-    most = most_rows(study, experiment, worker)
-    shape = static_shape(study.spec, study.tokens.ids, experiment.past.last_record, most)
+    """Every condition of one method, in one static shape after the other."""
     writer: RecordWriter | None = None
-    while any(left.values()):
-        try:
-            start = worker.set_shape(shape, study.fastest)
-            writer = writer or open_writer(study, experiment, worker, start, progress)
-            units = work_units(
-                PendingCondition(condition, tuple(sorted(indices))) for condition, indices in left.items() if indices
-            )
-            for batches in worker.answers(units, most):
-                stop_if_asked()
-                for done in writer.write(batches, shape):
-                    left[done.condition].remove(done.prompt_index)
-            rows = min(2 * shape.rows, most)  # if requests are left, there is room for more rows
-        except DeviceMemoryError:
-            rows = model_memory.rows_after_overflow(shape.rows)
-        for failure in worker.failures:  # also where memory ran out: they are not tried again
-            for pending in failure.unit.pending:
-                left.pop(pending.condition, None)
-        shape = shape.with_rows(rows)
+    for part in parts_of(study.spec, study.tokens.ids, experiment, worker):
+        shape, left = part.shape, {pending.condition: set(pending.prompt_indices) for pending in part.pending}
+        while any(left.values()):
+            try:
+                start = worker.set_shape(shape, study.fastest, part.groups)
+                if shape.conditions > 1 and start.engine.name not in WITH_COPIES:
+                    shape = shape.with_conditions(1)
+                    continue
+                writer = writer or open_writer(study, experiment, worker, start, progress)
+                run_part(part, shape, worker, writer, left)
+                rows = min(2 * shape.rows, part.most)  # if requests are left, there is room for more rows
+            except DeviceMemoryError:
+                rows = model_memory.rows_after_overflow(shape.rows)
+            for failure in worker.failures:  # also where memory ran out: they are not tried again
+                for pending in failure.unit.pending:
+                    left.pop(pending.condition, None)
+            shape = shape.with_rows(rows)
 
 
-def most_rows(study: Study, experiment: Experiment, worker: Workers) -> int:
-    """The rows of a batch when memory allows: what the spec says, or as many as one damaged model has requests."""
-    limit, prompts = study.spec.generation.max_batch_size, len(study.prompts)
-    if limit != "auto":
-        return min(prompts, limit)
-    conditions = [condition for condition in all_conditions(study.spec) if condition.method == experiment.method]
-    length = max(map(len, study.tokens.ids)) + study.spec.generation.max_new_tokens
-    fit = worker.rows_that_fit({condition.group for condition in conditions}, length)
-    return min(most_requests(conditions, prompts), fit)
+def run_part(
+    part: Part, shape: BatchShape, worker: Workers, writer: RecordWriter, left: Mapping[Condition, set[int]]
+) -> None:
+    """Hand out the units of work that are left of a part, write what comes back, and take it from what is left.
+
+    The static shape is decided by the driver: fewer rows where a device has no memory for them, more as soon as it has.
+    """
+    units = work_units(PendingCondition(one, tuple(sorted(indices))) for one, indices in left.items() if indices)
+    for batches in worker.answers(units, part.most):
+        stop_if_asked()
+        for done in writer.write(batches, shape):
+            left[done.condition].remove(done.prompt_index)
 
 
 def open_writer(

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -13,6 +13,8 @@ from runner.errors import DegradeError, DeviceMemoryError, SetupError, SpecError
 from runner.run_plan import WorkerFacts
 
 logger = logging.getLogger(__name__)
+
+Joining = tuple[BatchShape, EngineChoice, Collection[str]]  # the arguments of `RemoteWorker.join`
 
 POLL_SECONDS = 1.0
 MOST_STARTS = 3  # in a row without an answer
@@ -67,7 +69,7 @@ class Members:
         self.starting: dict[int, float] = {}  # since when
         self.known: dict[int, WorkerFacts] = {}  # of every worker that ever was ready
         self._losses: Counter[int] = Counter()  # of each worker since its last answer
-        self._joins: tuple[BatchShape, EngineChoice] | None = None  # how the others decode
+        self._joins: Joining | None = None  # how the others decode
         self._why_none: Exception = SetupError("no worker could be started")
         for worker in range(processes.count):
             self._begin(worker)
@@ -152,17 +154,17 @@ class Members:
             told = ", ".join(sorted({*gpus, facts.machine.get("gpu", "none")}))
             logger.warning("different GPUs, whose sums may round differently: %s", told)
 
-    def join_as(self, shape: BatchShape, engine: EngineChoice) -> None:
+    def join_as(self, *joins: *Joining) -> None:
         """From now on whoever starts begins to decode like this."""
-        self._joins = (shape, engine)
+        self._joins = joins
 
-    def decode_as(self, shape: BatchShape, engine: EngineChoice, decoding: Iterable[int]) -> None:
+    def decode_as(self, *joins: *Joining, decoding: Iterable[int]) -> None:
         """From now on all decode like this; those that are ready and do not yet join first."""
-        self.join_as(shape, engine)
+        self.join_as(*joins)
         for worker in self.ready - set(decoding):
             self.starting[worker] = self.processes.now()
             self.ready.remove(worker)
-            self.processes.send(worker, "join", shape, engine)
+            self.processes.send(worker, "join", *joins)
 
     def has_answered(self, worker: int) -> None:
         """A worker does its work, and may be lost as often again."""

@@ -17,6 +17,7 @@ from runner.spec_methods import Damage
 
 logger = logging.getLogger(__name__)
 
+BUNDLE = 2  # times the conditions of a batch, where it has several: whoever ends early makes place for another
 # Where all the others wait for it, so that another number of rows can be tried.
 LONGEST_WAIT_SECONDS = 600.0
 
@@ -44,7 +45,8 @@ class Pool:
             DegradeError: none of them can work.
         """
         self._members = Members(processes)
-        self._start: Start | None = None
+        self._starts: dict[bool, Start] = {}  # with one condition in a batch, and with several
+        self._bundle = 1  # units that a worker gets at a time
         self._round = _Round(UnitQueue(()))
         self.failures: list[Failure] = []
 
@@ -75,20 +77,29 @@ class Pool:
         found: dict[int, int] = self._members.ask_all("rows_that_fit", sorted(groups), length)
         return min(found.values())
 
-    def set_shape(self, shape: BatchShape, fastest: Name = SLOWEST_FIRST[-1]) -> Start:
+    def side_by_side(self, groups: Iterable[str]) -> set[str]:
+        """See `Worker.side_by_side`; what all workers can do."""
+        found: dict[int, set[str]] = self._members.ask_all("side_by_side", sorted(groups))
+        return set.intersection(*found.values())
+
+    def set_shape(
+        self, shape: BatchShape, fastest: Name = SLOWEST_FIRST[-1], groups: Collection[str] = frozenset()
+    ) -> Start:
         """See `Worker.set_shape`; all use the engine of the slowest, for the sums of another would round otherwise."""
-        if self._start is not None:
-            self._members.join_as(shape, self._start.engine)
-        starts: dict[int, Start] = self._members.ask_all("set_shape", shape, fastest)
-        if self._start is None:
-            self._start = min(starts.values(), key=lambda start: SLOWEST_FIRST.index(start.engine.name))
-        engine = self._start.engine
+        several = shape.conditions > 1
+        self._bundle = BUNDLE * shape.conditions if several else 1
+        if several in self._starts:
+            self._members.join_as(shape, self._starts[several].engine, groups)
+        starts: dict[int, Start] = self._members.ask_all("set_shape", shape, fastest, groups)
+        if several not in self._starts:
+            self._starts[several] = min(starts.values(), key=lambda start: SLOWEST_FIRST.index(start.engine.name))
+        engine = self._starts[several].engine
         others = [worker for worker, start in starts.items() if start.engine.name != engine.name]
         for worker in others:
             logger.warning("worker %d: decodes with engine %s, the fastest that all have", worker, engine.name)
         self._members.ask(others, "use", engine)
-        self._members.decode_as(shape, engine, starts)
-        return self._start
+        self._members.decode_as(shape, engine, groups, decoding=starts)
+        return self._starts[several]
 
     def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[Sequence[AnswerBatch]]:
         """See `Worker.answers`; units end in any order, and what could not be done is added to `failures`.
@@ -97,7 +108,9 @@ class Pool:
             DeviceMemoryError: so many rows do not fit on some worker; what was given before stays true.
             DegradeError: no worker is left, or two of them disagree.
         """
-        members, now = self._members, _Round(UnitQueue(units))
+        all_units, size = list(units), self._bundle
+        bundles = [all_units[first : first + size] for first in range(0, len(all_units), size)]
+        members, now = self._members, _Round(UnitQueue(bundles))
         self._round = now
         free, looked = set(members.ready), members.processes.now()
         while not now.queue.is_done:
@@ -116,7 +129,7 @@ class Pool:
             free = {reply.worker for reply in replies} if all_done_well else set(members.ready)
         for worker in now.queue.busy:
             members.begin_again(worker, "has not answered, and another did its work")
-        self.failures += now.queue.failures.values()
+        self.failures += [failure for failures in now.queue.failures.values() for failure in failures]
         if now.overflow is not None:
             raise now.overflow
 
@@ -127,15 +140,15 @@ class Pool:
         return {**found, **dict.fromkeys([*self._members.starting], "starts")}
 
     def _hand_out(self, workers: Iterable[int], most_rows: int) -> None:
-        """Give workers what they should have ahead: a unit to each, then the next to each."""
+        """Give workers what they should have ahead: a bundle of units to each, then the next to each."""
         processes, queue = self._members.processes, self._round.queue
         asking = [worker for worker in sorted(workers) if worker in self._members.ready]
         while asking:
             given = [(worker, queue.next_for(worker, processes.now())) for worker in asking]
-            for worker, unit in given:
-                if unit is not None:
-                    processes.send(worker, "answer", *unit, most_rows)
-            asking = [worker for worker, unit in given if unit is not None]
+            for worker, bundle in given:
+                if bundle is not None:
+                    processes.send(worker, "answer", *bundle, most_rows)
+            asking = [worker for worker, bundle in given if bundle is not None]
 
     def _take(self, reply: Reply) -> Sequence[AnswerBatch]:
         """What a reply brings that is new."""
@@ -171,7 +184,6 @@ class Pool:
 
     def _lose(self, worker: int, reason: str) -> None:
         """Start a worker again; what it had goes to others, or has failed."""
-        failure = self._round.queue.lost(worker, reason)
-        if failure is not None:
+        for failure in self._round.queue.lost(worker, reason):
             logger.error("%s: given up, no worker could do it: %s", failure.unit.condition, failure.reason)
         self._members.begin_again(worker, reason)

@@ -1,4 +1,4 @@
-"""Units of work handed out to several workers: who has what, how often it was tried, and what two copies say."""
+"""Units of work handed out to several workers in bundles: who has what, how often it was tried, what two copies say."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -8,9 +8,11 @@ from attrs import define, field
 from runner.errors import SetupError
 from runner.run_plan import AnswerBatch, Failure, WorkUnit
 
+Bundle = Sequence[WorkUnit]  # what a worker is given at a time: as many units as its batches can mix
+
 MOST_ATTEMPTS = 3
-AHEAD = 2  # units that a worker has at a time, so that it never waits for the next
-# A worker that takes so many times the longest unit, and so many seconds, may never answer: another does the same.
+AHEAD = 2  # bundles that a worker has at a time, so that it never waits for the next
+# A worker that takes so many times the longest bundle, and so many seconds, may never answer: another does the same.
 OVERDUE_FACTOR, OVERDUE_SECONDS = 3.0, 60.0
 # So long that it never will; seldom reached, for it takes units on which two hang, or workers that all do.
 HUNG_FACTOR, HUNG_SECONDS = 20.0, 6 * 3600.0
@@ -18,52 +20,52 @@ HUNG_FACTOR, HUNG_SECONDS = 20.0, 6 * 3600.0
 
 @define
 class _Out:
-    """What a worker has: numbers of units, the first being done since a time."""
+    """What a worker has: numbers of bundles, the first being done since a time."""
 
     numbers: deque[int] = field(factory=deque)
     since: float = 0.0
 
 
 class UnitQueue:
-    """The units of one results file, until each was answered once or has failed; times are seconds of any one clock."""
+    """Bundles of units, until each was answered once or has failed; times are seconds of any one clock."""
 
-    def __init__(self, units: Iterable[WorkUnit]) -> None:
-        self._units = list(units)
-        self._waiting = deque(range(len(self._units)))
+    def __init__(self, bundles: Iterable[Bundle]) -> None:
+        self._bundles = list(bundles)
+        self._waiting = deque(range(len(self._bundles)))
         self._out: dict[int, _Out] = {}  # by worker
-        self._attempts = [0] * len(self._units)
-        self._answers: dict[int, int] = {}  # of every answered unit, a hash of what was said
+        self._attempts = [0] * len(self._bundles)
+        self._answers: dict[int, int] = {}  # of every answered bundle, a hash of what was said
         self._longest = 0.0
-        self.failures: dict[int, Failure] = {}
+        self.failures: dict[int, Sequence[Failure]] = {}
 
     @property
     def is_done(self) -> bool:
-        """Whether every unit was answered or has failed."""
-        return len(self._answers) + len(self.failures) == len(self._units)
+        """Whether everything was answered or has failed."""
+        return len(self._answers) + len(self.failures) == len(self._bundles)
 
     @property
     def busy(self) -> set[int]:
-        """The workers that have units."""
+        """The workers that have something to do."""
         return {worker for worker, out in self._out.items() if out.numbers}
 
     def has(self, worker: int, number: int) -> bool:
-        """Whether a worker has a unit, as it has not where it was lost meanwhile."""
+        """Whether a worker has a bundle, as it has not where it was lost meanwhile."""
         return worker in self._out and number in self._out[worker].numbers
 
     def first_of_each(self) -> dict[int, WorkUnit]:
         """What each worker is doing; may be called from another thread."""
         firsts = {worker: [*out.numbers][:1] for worker, out in [*self._out.items()]}
-        return {worker: self._units[number] for worker, numbers in firsts.items() for number in numbers}
+        return {worker: self._bundles[number][0] for worker, numbers in firsts.items() for number in numbers}
 
     def silent(self, now: float, factor: float, seconds: float) -> set[int]:
-        """Workers that are at a unit for more than so many times the longest unit, and more than so many seconds."""
+        """Workers that are at a bundle for more than so many times the longest, and more than so many seconds."""
         limit = max(factor * self._longest, seconds)
         return {worker for worker, out in self._out.items() if out.numbers and now - out.since > limit}
 
-    def next_for(self, worker: int, now: float) -> tuple[int, WorkUnit] | None:
-        """The unit that a worker gets now, with its number; None where there is none, or it has enough.
+    def next_for(self, worker: int, now: float) -> tuple[int, Bundle] | None:
+        """The bundle that a worker gets now, with its number; None where there is none, or it has enough.
 
-        Where nothing waits, an idle worker gets a unit that another had long enough.
+        Where nothing waits, an idle worker gets a bundle that another had long enough.
         """
         out = self._out.setdefault(worker, _Out())
         if len(out.numbers) >= AHEAD:
@@ -77,17 +79,17 @@ class UnitQueue:
         if not out.numbers:
             out.since = now
         out.numbers.append(number)
-        return number, self._units[number]
+        return number, self._bundles[number]
 
     def _overdue(self, now: float) -> int | None:
-        """The number of a unit that only a worker has which may never answer."""
+        """The number of a bundle that only a worker has which may never answer."""
         silent = self.silent(now, OVERDUE_FACTOR, OVERDUE_SECONDS)
         late = [number for worker in self._out if worker in silent for number in self._out[worker].numbers]
         held = [number for out in self._out.values() for number in out.numbers]
         return next((number for number in late if held.count(number) == 1 and number not in self._answers), None)
 
     def answered(self, worker: int, number: int, batches: Sequence[AnswerBatch], now: float) -> bool:
-        """Whether these are the first answers of a unit, which then count; a second copy is compared.
+        """Whether these are the first answers of a bundle, which then count; a second copy is compared.
 
         Raises:
             SetupError: two workers gave different answers, so that neither can be believed.
@@ -100,7 +102,7 @@ class UnitQueue:
             del self.failures[number]
         elif (before := self._answers.get(number)) is not None:
             if before != said:
-                condition = self._units[number].condition
+                condition = self._bundles[number][0].condition
                 raise SetupError(
                     f"{condition}: two workers gave different answers to the same prompts under the same weights. One "
                     "of the machines computes wrongly; the sidecar lists them. Everything finished is saved"
@@ -110,23 +112,23 @@ class UnitQueue:
         return True
 
     def given_back(self, worker: int, number: int) -> None:
-        """Let another worker do a unit, or this one later; it does not count as an attempt."""
+        """Let another worker do a bundle, or this one later; it does not count as an attempt."""
         self._out[worker].numbers.remove(number)
         self._put_back(number)
 
-    def lost(self, worker: int, reason: str) -> Failure | None:
-        """Take back what a worker had that is gone; the unit that it did counts as tried, and may have failed."""
+    def lost(self, worker: int, reason: str) -> Sequence[Failure]:
+        """Take back what a worker had that is gone; the bundle that it did counts as tried, and may have failed."""
         numbers = self._out.pop(worker, _Out()).numbers
         if not numbers:
-            return None
+            return ()
         first = numbers[0]
         self._attempts[first] += 1
         for number in reversed(numbers):
             self._put_back(number)
         if self._attempts[first] < MOST_ATTEMPTS or first not in self._waiting:
-            return None
+            return ()
         self._waiting.remove(first)
-        self.failures[first] = Failure(self._units[first], reason)
+        self.failures[first] = [Failure(unit, reason) for unit in self._bundles[first]]
         return self.failures[first]
 
     def _put_back(self, number: int) -> None:

@@ -1,7 +1,7 @@
 """A worker in a process of its own: what it is told, and its methods, which take and give plain values."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -105,33 +105,37 @@ class RemoteWorker:
         """See `Worker.rows_that_fit`."""
         return self._worker.rows_that_fit(groups, length)
 
-    def set_shape(self, shape: BatchShape, fastest: Name) -> Start:
+    def side_by_side(self, groups: Iterable[str]) -> set[str]:
+        """See `Worker.side_by_side`."""
+        return self._worker.side_by_side(groups)
+
+    def set_shape(self, shape: BatchShape, fastest: Name, groups: Collection[str]) -> Start:
         """See `Worker.set_shape`."""
-        return self._worker.set_shape(shape, fastest)
+        return self._worker.set_shape(shape, fastest, groups)
 
     def use(self, engine: EngineChoice) -> None:
         """See `Worker.use`."""
         self._worker.use(engine)
 
-    def join(self, shape: BatchShape, engine: EngineChoice) -> None:
+    def join(self, shape: BatchShape, engine: EngineChoice, groups: Collection[str]) -> None:
         """Decode as the others do, in their shape and with their engine.
 
         Raises:
             DeviceMemoryError: so many rows do not fit.
             SetupError: this device cannot use that engine.
         """
-        own = self._worker.set_shape(shape, engine.name).engine
+        own = self._worker.set_shape(shape, engine.name, groups).engine
         if SLOWEST_FIRST.index(own.name) < SLOWEST_FIRST.index(engine.name):
             raise SetupError(f"the others decode with engine {engine.name}, and it cannot: {own.note}")
         self._worker.use(engine)
 
-    def answer(self, _number: int, unit: WorkUnit, most_rows: int) -> tuple[list[AnswerBatch], bool]:
-        """All answers of a unit, and whether more rows would fit in memory, up to `most_rows`.
+    def answer(self, _number: int, units: Sequence[WorkUnit], most_rows: int) -> tuple[list[AnswerBatch], bool]:
+        """All answers of some units, and whether more rows would fit in memory, up to `most_rows`.
 
         Raises:
             DeviceMemoryError: the rows of the shape do not fit.
         """
         facts = self.facts()
-        ended = self._worker.answers([unit], most_rows)
+        ended = self._worker.answers(units, most_rows)
         batches = [evolve(batch, device=facts.device) for together in ended for batch in together]
         return batches, self._worker.may_grow(most_rows)

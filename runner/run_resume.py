@@ -9,7 +9,6 @@ from typing import get_args
 
 from attrs import evolve, frozen
 
-from runner.decode_batch import BatchShape
 from runner.errors import SetupError, SpecError
 from runner.results_file import ResultsFile
 from runner.results_guard import Past, check_model, check_settings, check_tokens, past_of
@@ -153,32 +152,6 @@ def guarded(experiment: Experiment, check: Callable[[], None]) -> Experiment:
         past = past_of(experiment.past.path, RecordSummary(), {})
         return evolve(experiment, past=past, prompt_ids=number_prompts(experiment.prompt_ids, {}, {}))
     return experiment
-
-
-def static_shape(spec: Spec, token_ids: Sequence[Sequence[int]], last_record: Record | None, most: int) -> BatchShape:
-    """The shape of every batch; that of an existing file is kept, so that a resumed run gives the same records.
-
-    Only a lower `max_batch_size` makes it smaller. Whatever is not as asked, or not as before, is said.
-
-    Raises:
-        SpecError: the padded length of earlier records is more than the spec allows.
-    """
-    recorded, new_tokens = last_record or {}, spec.generation.max_new_tokens
-    longest, limit = max(map(len, token_ids)), spec.generation.max_batch_size
-    before_length, before = recorded.get("padded_length") or longest, recorded.get("batch_size_effective") or most
-    if before_length + new_tokens > spec.sequence_length:
-        raise SpecError(
-            f"generation.max_seq_length: {spec.sequence_length} tokens do not hold max_new_tokens = {new_tokens} "
-            f"and the {before_length} to which earlier prompts are padded: raise it, or start over with --force"
-        )
-    if longest > before_length:
-        logger.warning("a prompt of %d tokens is longer than the padded %d of earlier records", longest, before_length)
-    rows = before if limit == "auto" else min(before, limit)
-    if rows < before:
-        logger.warning("earlier records were made in batches of %d rows, from now on it is %d", before, rows)
-    elif rows < most:
-        logger.info("batches keep the %d rows of earlier records; --force starts over with %d", rows, most)
-    return BatchShape(rows=rows, prompt_length=max(before_length, longest), new_tokens=new_tokens)
 
 
 def _numbers_of_others(spec: Spec, results: Path, own: Path, *, force: bool) -> dict[str, int]:

@@ -7,6 +7,7 @@ from attrs import frozen
 
 from runner.cli_boundary import first_line, foreseen
 from runner.decode_batch import BatchShape, ImageEmbeddings, Request
+from runner.decode_copies import Copies
 from runner.decode_engine import EngineChoice, Name
 from runner.decode_reference import Agreement
 from runner.decode_sampling import Sampling
@@ -28,12 +29,12 @@ class Start:
     seconds: float = 0.0  # since the model began to be loaded
 
 
-def make_scheduler(context: RunContext, shape: BatchShape) -> BatchScheduler:
+def make_scheduler(context: RunContext, shape: BatchShape, copies: Copies | None) -> BatchScheduler:
     """A scheduler of this shape that chooses tokens as the spec says."""
     g = context.spec.generation
     sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
     eos, pad = context.checkpoint_settings["end_tokens"], pad_token(context.model, context.tokenizer)
-    return BatchScheduler(context.model, shape, sampling, eos, pad, image_embeddings(context))
+    return BatchScheduler(context.model, shape, sampling, eos, pad, image_embeddings(context), copies)
 
 
 def start_check(context: RunContext, scheduler: BatchScheduler, fastest: Name) -> Start:
@@ -49,8 +50,7 @@ def start_check(context: RunContext, scheduler: BatchScheduler, fastest: Name) -
     if left_out := [f"{key} = {value}" for key, value in context.checkpoint_settings.items() if key != "end_tokens"]:
         listed = ", ".join(left_out)
         logger.warning("the checkpoint's generation_config has %s: not applied, the spec decides alone", listed)
-    requests = [ask(context, index, context.spec.run.seed) for index in range(len(context.prompts))]
-    scheduler.select_engine(requests, fastest)
+    select_engine(context, scheduler, fastest)
     logger.info(
         "decoding %d rows with engine %s; logits are the model's own to %.1g of their spread (%.1f s)",
         scheduler.shape.rows,
@@ -59,6 +59,12 @@ def start_check(context: RunContext, scheduler: BatchScheduler, fastest: Name) -
         seconds,
     )
     return Start(scheduler.engine, agreement, time.monotonic() - context.began)
+
+
+def select_engine(context: RunContext, scheduler: BatchScheduler, fastest: Name) -> None:
+    """Let the scheduler use the fastest engine that agrees about the first prompts, none faster than `fastest`."""
+    requests = [ask(context, index, context.spec.run.seed) for index in range(len(context.prompts))]
+    scheduler.select_engine(requests, fastest)
 
 
 def check_decoding(context: RunContext, scheduler: BatchScheduler) -> Agreement:

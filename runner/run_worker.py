@@ -1,7 +1,7 @@
 """One device of a run: the model, damaged unit by unit, measured and asked; plain values go out, no file is touched."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Self
@@ -18,9 +18,10 @@ from runner.env_provenance import machine_facts, versions
 from runner.errors import DeviceMemoryError
 from runner.model_likelihood import perplexity
 from runner.model_vision import damages_vision
+from runner.run_copies import can_share, make_copies
 from runner.run_plan import Answer, AnswerBatch, Condition, DamageReport, Failure, WorkerFacts, WorkUnit
 from runner.run_setup import RunContext
-from runner.run_start import Start, ask, make_scheduler, start_check
+from runner.run_start import Start, ask, make_scheduler, select_engine, start_check
 from runner.spec_methods import Damage
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Worker:
         self._context = context
         self._damaged_model = DamagedModel(context.lesions.__getitem__)
         self._scheduler: BatchScheduler | None = None
-        self._start: Start | None = None
+        self._starts: dict[bool, Start] = {}  # with one condition in a batch, and with several
         self._restore = ExitStack()
 
     def __enter__(self) -> Self:
@@ -80,25 +81,42 @@ class Worker:
         targets = [context.lesions[group].targets for group in groups]
         return model_memory.rows_that_fit(context.model, targets, length, context.device)
 
-    def set_shape(self, shape: BatchShape, fastest: Name = SLOWEST_FIRST[-1]) -> Start:
-        """Decode in this static shape; the first time while the model is intact, to check and choose how.
+    def side_by_side(self, groups: Iterable[str]) -> set[str]:
+        """The groups of whose conditions a batch can have several."""
+        context = self._context
+        if context.device.type != "cuda":
+            return set()
+        return {group for group in groups if can_share(context.model, context.lesions[group].targets)}
 
-        No engine is chosen that is faster than `fastest`.
+    def set_shape(
+        self, shape: BatchShape, fastest: Name = SLOWEST_FIRST[-1], groups: Collection[str] = frozenset()
+    ) -> Start:
+        """Decode in this static shape; the first time, and the first with several conditions, check and choose how.
+
+        No engine is chosen that is faster than `fastest`. `groups` are what conditions that share a batch may damage.
 
         Raises:
             DeviceMemoryError: so many rows do not fit.
             SetupError: what is decoded is not what the model itself computes.
         """
         self._scheduler = None  # its memory is needed
+        self._damaged_model.restore()
         model_memory.release()
+        several = shape.conditions > 1
         with _too_many_rows():
-            scheduler = make_scheduler(self._context, shape)
-            if self._start is None:
-                self._start = start_check(self._context, scheduler, fastest)
+            targets = [self._context.lesions[group].targets for group in groups]
+            copies = make_copies(self._context.model, shape, targets) if several else None
+            scheduler = make_scheduler(self._context, shape, copies)
+            if not self._starts:
+                self._starts[several] = start_check(self._context, scheduler, fastest)
+            elif several not in self._starts:
+                (known,) = self._starts.values()
+                select_engine(self._context, scheduler, known.engine.name)
+                self._starts[several] = evolve(known, engine=scheduler.engine)
             else:
-                scheduler.use(self._start.engine)
+                scheduler.use(self._starts[several].engine)
         self._scheduler = scheduler
-        return self._start
+        return self._starts[several]
 
     def use(self, engine: EngineChoice) -> None:
         """Decode with this engine from now on, which others use that could use a faster one.
@@ -106,11 +124,12 @@ class Worker:
         Raises:
             DeviceMemoryError: what it needs does not fit.
         """
-        if self._scheduler is None or self._start is None:
+        if self._scheduler is None:
             raise AssertionError("a shape comes first")
         with _too_many_rows():
             self._scheduler.use(engine)
-        self._start = evolve(self._start, engine=engine)
+        several = self._scheduler.shape.conditions > 1
+        self._starts[several] = evolve(self._starts[several], engine=engine)
 
     def may_grow(self, most_rows: int) -> bool:
         """Whether more rows than those of the shape would fit in memory, up to `most_rows`."""
@@ -129,21 +148,32 @@ class Worker:
         context, scheduler = self._context, self._scheduler
         if scheduler is None:
             raise AssertionError("a shape comes first")
-        reports = list[DamageReport]()
+        reports, shape = list[DamageReport](), scheduler.shape
 
-        def damaged_models() -> Iterator[list[Request]]:
+        def asked() -> Iterator[list[Request]]:
             for unit in units:
                 if reports and self.may_grow(most_rows):
                     return
-                reports.append(self._damage(unit))
-                self._look(unit, scheduler)
-                yield [evolve(ask(context, one.prompt_index, one.condition.seed), id=one) for one in unit.requests]
+                requests = [evolve(ask(context, one.prompt_index, one.condition.seed), id=one) for one in unit.requests]
+                size = len(requests) if shape.conditions == 1 else shape.rows_each
+                for first in range(0, len(requests), size):
+                    reports.append(self._damage(unit))
+                    self._look(unit, scheduler)
+                    yield requests[first : first + size]
 
         told = 0
         with _too_many_rows():
-            for ended in scheduler.answers(damaged_models()):
+            for ended in self._answers(scheduler, asked()):
                 yield (self._batch(reports, told, ended),)
                 told = max(told, ended.unit + 1)
+
+    def _answers(self, scheduler: BatchScheduler, asked: Iterable[list[Request]]) -> Iterator[FinishedBatch]:
+        """What damaged models answer, one after the other, or several at a time."""
+        damaged = self._damaged_model
+        if scheduler.shape.conditions == 1:
+            return scheduler.answers(asked)
+        with_weights = ((requests, [target.weight for target in damaged.targets]) for requests in asked)
+        return scheduler.answers_of_conditions(with_weights, damaged.restore)
 
     def _damage(self, unit: WorkUnit) -> DamageReport:
         """Bring the model into the condition of a unit and say what that did."""

@@ -87,6 +87,7 @@ class RecordWriter:
             "tokens_in": len(self.tokens.ids[index]),
             "finish_reason": answer.finish_reason,
             "batch_size_effective": shape.rows,
+            **({"conditions_per_batch": shape.conditions} if shape.conditions > 1 else {}),
             "padded_length": shape.prompt_length,
         }
 

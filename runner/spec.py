@@ -66,6 +66,7 @@ class Generation:
     top_p: Annotated[float, Rule("more than 0 and at most 1", {"exclusiveMinimum": 0, "maximum": 1})] = 0.95
     max_new_tokens: Count = 350
     max_batch_size: Annotated[int | Literal["auto"], Rule('at least 1, or "auto"', {"minimum": 1})] = 40
+    conditions_per_batch: Count = 10
     max_seq_length: Count | None = None
 
 

@@ -106,7 +106,7 @@ class SimulatedProcesses:
         """Begin the first call of a worker."""
         process = self._processes[worker]
         call = process.calls[0]
-        seconds, error = self._fate(worker, call.method, call.arguments[1] if call.method == "answer" else None)
+        seconds, error = self._fate(worker, call.method, call.arguments[1][0] if call.method == "answer" else None)
         if seconds == NEVER:
             return
         self._number += 1
@@ -146,21 +146,23 @@ class SimulatedProcesses:
         yield Reply(call.worker, call.method, call.arguments, None if error else self._value(call), error)
 
     def _value(self, call: Reply) -> Any:
+        value: Any = None
         match call.method:
             case "facts":
-                return self.facts_of(call.worker)
+                value = self.facts_of(call.worker)
             case "set_shape":
-                own, (_, fastest) = self._engines(call.worker), call.arguments
+                own, (_, fastest, _) = self._engines(call.worker), call.arguments
                 slower = SLOWEST_FIRST.index(own.name) <= SLOWEST_FIRST.index(fastest)
-                return Start(own if slower else EngineChoice(fastest), AGREEMENT)
+                value = Start(own if slower else EngineChoice(fastest), AGREEMENT)
             case "rows_that_fit":
-                return 4 + call.worker
+                value = 4 + call.worker
+            case "side_by_side":
+                value = {*call.arguments[0][call.worker :]}
             case "digests":
-                return [hashlib.sha256(repr(damage).encode()).hexdigest()[:16] for damage in call.arguments[0]]
+                value = [hashlib.sha256(repr(damage).encode()).hexdigest()[:16] for damage in call.arguments[0]]
             case "answer":
-                return answers_to(call.arguments[1]), False
-            case _:
-                return None
+                value = [batch for unit in call.arguments[1] for batch in answers_to(unit)], False
+        return value
 
     def restart(self, worker: int) -> None:
         """See `Processes.restart`."""

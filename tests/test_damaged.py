@@ -90,6 +90,15 @@ def test_every_bit_comes_back_from_a_block_that_nobody_leaves(llama: Any) -> Non
     assert bits(llama) == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, also where a shell started the tests in the background and lets them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_until_the_weights_are_back() -> None:
     """Ctrl-C in the middle of what is not to be interrupted strikes behind it."""
     done = []

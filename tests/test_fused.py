@@ -60,9 +60,16 @@ def test_fused_step_agrees_with_the_plain_one() -> None:
 
 
 @pytest.mark.slow
+def test_conditions_in_one_batch_answer_as_each_does_alone() -> None:
+    """With copies of whatever is damaged, beside others that begin and end at other steps; biases stay."""
+    lines = output_of("conditions_in_a_batch", TRITON_INTERPRET="1").splitlines()
+    assert [line.split()[0] for line in lines] == ["llama", "qwen2"]
+
+
+@pytest.mark.slow
 def test_kernels_compile_for_real_gpus() -> None:
     """What the interpreter runs is also code for the GPUs that the image is made for."""
-    names = ("attend", "add_norm", "gated", "block_maxima", "sample_step")
+    names = ("attend", "add_norm", "gated", "block_maxima", "sample_step", "own_product")
     lines = output_of("compile_fused").splitlines()
     products = [f"{name} 90" for name in ("heads", "output", "gate_up", "down", "head")]
     assert lines == [f"{name} {capability}" for name in names for capability in (80, 90)] + products

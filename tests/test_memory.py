@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from runner import run as run_module
+from runner import run_shapes
 from runner.decode_scheduler import BatchScheduler, FinishedBatch
 from runner.errors import SetupError
 from runner.spec import load_spec
@@ -52,7 +53,7 @@ def test_fewer_rows_after_an_overflow(study: Path) -> None:
 def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that had to use fewer rows goes on with them, so that its records fit those before."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "most_rows", lambda *_: 2)
+        patch.setattr(run_shapes, "most_rows", lambda *_: 2)
         run(study)
     path = next((study / "results").glob("*.json"))
     lines = path.read_text().splitlines()

@@ -68,6 +68,7 @@ def fate_of(seconds: float, **errors: Exception) -> Fate:
 
 @given(
     workers=st.integers(1, 5),
+    conditions=st.sampled_from([1, 2]),
     count=st.integers(0, 12),
     fates=st.lists(
         st.tuples(
@@ -78,8 +79,13 @@ def fate_of(seconds: float, **errors: Exception) -> Fate:
         max_size=40,
     ),
 )
-def test_every_unit_is_answered_once_whatever_happens(workers: int, count: int, fates: list[tuple[float, str]]) -> None:
-    """Or has failed on three workers, or no worker is left; calls of every method are lost, fail, hang and are late."""
+def test_every_unit_is_answered_once_whatever_happens(
+    workers: int, conditions: int, count: int, fates: list[tuple[float, str]]
+) -> None:
+    """Or has failed on three workers, or no worker is left; calls of every method are lost, fail, hang and are late.
+
+    Units are handed out one by one, or in bundles where batches have several conditions.
+    """
     errors = {"lost": LOST, "raised": RaisedError("CUDA error"), "memory": DeviceMemoryError()}
     drawn = iter([*fates, *[(1.0, "")] * 10_000])
 
@@ -94,7 +100,7 @@ def test_every_unit_is_answered_once_whatever_happens(workers: int, count: int, 
             left = [unit for unit in units if unit.requests[0] not in found]
             left = [unit for unit in left if unit not in [failure.unit for failure in pool.failures]]
             with suppress(DeviceMemoryError):
-                pool.set_shape(SHAPE)
+                pool.set_shape(SHAPE.with_conditions(conditions))
                 for batch in batches_of(pool, left):
                     found.update(answer.id for answer in batch.answers)
     except SetupError:  # every worker was lost too often in a row, hung, or had no memory for what the others do
@@ -103,6 +109,11 @@ def test_every_unit_is_answered_once_whatever_happens(workers: int, count: int, 
         return
     failed = [failure.unit for failure in pool.failures]
     assert found + once(failed) == once(units)
+
+
+def test_what_not_all_can_do_side_by_side_is_done_one_by_one() -> None:
+    """The second worker here cannot do the first group."""
+    assert Pool(SimulatedProcesses(2, fate_of(1.0))).side_by_side(["b", "a"]) == {"b"}
 
 
 def test_workers_are_never_idle_while_units_wait() -> None:
@@ -207,10 +218,10 @@ def test_workers_that_are_not_alike_are_told_apart() -> None:
 
 def test_two_answers_to_one_unit_must_agree() -> None:
     """A second copy is dropped if it is equal; if not, neither can be believed."""
-    queue = UnitQueue(units_of(1))
-    number, unit = queue.next_for(0, 0.0) or pytest.fail("a unit waits")
+    queue = UnitQueue([units_of(1)])
+    number, (unit,) = queue.next_for(0, 0.0) or pytest.fail("a unit waits")
     assert queue.next_for(1, OVERDUE_SECONDS) is None
-    assert queue.next_for(1, OVERDUE_SECONDS + 1) == (number, unit)
+    assert queue.next_for(1, OVERDUE_SECONDS + 1) == (number, [unit])
     batches = answers_to(unit)
     other = [evolve(batches[0], answers=tuple(evolve(one, text="else") for one in batches[0].answers))]
     assert queue.answered(1, number, batches, 70.0)
@@ -221,8 +232,8 @@ def test_two_answers_to_one_unit_must_agree() -> None:
 
 def test_an_equal_second_copy_is_dropped() -> None:
     """The order in which answers ended says nothing."""
-    queue = UnitQueue(units_of(1))
-    number, unit = queue.next_for(0, 0.0) or pytest.fail("a unit waits")
+    queue = UnitQueue([units_of(1)])
+    number, (unit,) = queue.next_for(0, 0.0) or pytest.fail("a unit waits")
     queue.next_for(1, OVERDUE_SECONDS + 1)
     batches = answers_to(unit)
     assert queue.answered(0, number, batches, 70.0)
@@ -231,7 +242,7 @@ def test_an_equal_second_copy_is_dropped() -> None:
 
 def test_a_worker_has_no_more_than_two_units() -> None:
     """So that the last units are spread over all."""
-    queue = UnitQueue(units_of(5))
+    queue = UnitQueue([unit] for unit in units_of(5))
     assert sum(queue.next_for(0, 0.0) is not None for _ in range(5)) == AHEAD
 
 

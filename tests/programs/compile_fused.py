@@ -11,7 +11,7 @@ from triton.compiler import ASTSource
 
 from runner import decode_fused_kernels as kernels
 from runner.decode_gemm import HEAD, TILES
-from runner.decode_gemm_kernels import product
+from runner.decode_gemm_kernels import own_product, product
 
 # The arguments of the kernels by their type.
 NAMES = {
@@ -19,10 +19,10 @@ NAMES = {
     "*bf16": "x weights bias next_weights "
     "heads keys values out cosines sines query_norm key_norm stream addition after before gate_up logits "
     "maxima",
-    "*i64": "slots firsts token_ids streams eos token slot step reason written",
+    "*i64": "addresses slots firsts token_ids streams eos token slot step reason written",
     "*i32": "finite",
     "*i8": "active",
-    "i32": "size vocabulary pad width new_tokens chunks",
+    "i32": "N LEAD size vocabulary pad width new_tokens chunks",
     "fp32": "scale eps temperature top_p",
 }
 TYPES = {name: type_ for type_, names in NAMES.items() for name in names.split()}
@@ -30,12 +30,14 @@ ATTEND = {"GROUP": 2, "KEY_HEADS": 4, "HALF": 128, "LENGTH": 374, "WINDOW": 64, 
 WHOLE = {"SPLITS": 1, "OVERLAP": False}
 ASKS = {"LINES": 0, "SLICES": 1, "SLICE_BYTES": 128, "SHARE": 1}
 SAMPLE = {"ENDED": 1, "NONFINITE": 2, "COUNT": 64, "LANES": 64, "EOS": 2, "EOS_LANES": 2, "CHUNK_LANES": 128}
+OWN = {"K": 2560, "ROWS": 38, "BM": 64, "BN": 64, "BK": 128, "STAGES": 3, "ALIGNED": True, "BIAS": False}
 CASES = [
     (kernels.attend, ATTEND | WHOLE | ASKS | {"PADDED": 16, "BLOCK": 32}),
     (kernels.add_norm, WHOLE | {"OFFSET": 1.0, "ADD": True, "AFTER": True, "BLOCK": 4096}),
     (kernels.gated, {"GELU": True, "BLOCK": 1024}),
     (kernels.block_maxima, {"BLOCK": 64, "BLOCKS": 64}),
     (kernels.sample_step, SAMPLE),
+    (own_product, OWN),
 ]
 SHARED_MEMORY = 227 * 1024  # bytes that a program may use on Hopper
 

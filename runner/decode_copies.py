@@ -1,0 +1,121 @@
+"""Several conditions in one batch: each has rows, and its own copies of the matrices that are damaged in it.
+
+All other weights are read once for the rows of all conditions. Where damage touches a small part of a model, as that of
+value projections or of one layer does, a step of many conditions takes little longer than that of one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.decode_batch import BatchShape
+
+MOST_ROWS, WIDTH, DEPTH, STAGES, WARPS = 64, 64, 128, 3, 4  # how a product is cut; rows of x, then of weights
+LEAST = 16  # numbers in each direction that a product in Triton takes
+ALIGNMENT = 8  # numbers of two bytes and more in what a kernel reads at once
+
+
+class Copies:
+    """The damaged matrices of every condition of a batch, in memory that is allocated once."""
+
+    def __init__(self, shape: BatchShape, matrices: Sequence[Tensor], room: int) -> None:
+        """`matrices` are all that may be damaged, of one dtype; a condition damages at most `room` numbers of them."""
+        self._matrices, self._shape, device = matrices, shape, matrices[0].device
+        self._index = {matrix.data_ptr(): index for index, matrix in enumerate(matrices)}
+        room = _aligned(room + ALIGNMENT * len(matrices))
+        self._room = torch.empty((shape.conditions, room), dtype=matrices[0].dtype, device=device)
+        self._addresses = torch.zeros((len(matrices), shape.conditions), dtype=torch.int64, device=device)
+
+    def keep(self, condition: int, damaged: Iterable[Tensor]) -> None:
+        """Let the rows of a condition be multiplied by what these matrices hold now, and by no other of their own.
+
+        What is no matrix of a decoding step, such as a weight of the vision tower, needs no copy.
+        """
+        addresses, begin = [0] * len(self._index), 0
+        for matrix in {matrix.data_ptr(): matrix for matrix in damaged}.values():
+            index = self._index.get(matrix.data_ptr())
+            if index is not None:
+                place = self._room[condition, begin : begin + matrix.numel()]
+                place.copy_(matrix.reshape(-1))
+                addresses[index] = place.data_ptr()
+                begin += _aligned(matrix.numel())
+        self._addresses[:, condition] = torch.tensor(addresses, device=self._addresses.device)
+
+    def forget(self) -> None:
+        """Let all conditions be multiplied by the model's own weights."""
+        self._addresses.zero_()
+
+    @contextmanager
+    def halved(self) -> Iterator[tuple[Sequence[Tensor], Callable[[], None]]]:
+        """As many of the matrices as a condition has room for, halved; and what makes them whole before the end."""
+        sizes = accumulate(_aligned(matrix.numel()) for matrix in self._matrices)
+        some = [matrix for matrix, size in zip(self._matrices, sizes, strict=True) if size <= self._room.shape[1]]
+        originals = [matrix.clone() for matrix in some]
+
+        def restore() -> None:
+            for matrix, original in zip(some, originals, strict=True):
+                matrix.copy_(original)
+
+        try:
+            for matrix in some:
+                matrix.mul_(0.5)
+            yield some, restore
+        finally:
+            restore()
+
+    def write(self, x: Tensor, out: Tensor, modules: Iterable[Any]) -> Tensor:
+        """Write over the rows of conditions that have copies, in the product of x and the weights of some modules.
+
+        x is [rows, length]; `out` [rows, size] has the outputs of all modules side by side, and is given back.
+        """
+        begin = 0
+        for module in modules:
+            index = self._index.get(module.weight.data_ptr())
+            if index is not None:
+                self._launch(x, self._addresses[index], module, out[:, begin:])
+            begin += len(module.weight)
+        return out
+
+    def _launch(self, x: Tensor, addresses: Tensor, module: Any, out: Tensor) -> None:
+        import triton  # not everywhere
+
+        from runner.decode_gemm_kernels import own_product
+
+        size, length = module.weight.shape
+        rows = self._shape.rows_each
+        padded = min(MOST_ROWS, max(LEAST, triton.next_power_of_2(rows)))
+        depth = min(DEPTH, max(LEAST, triton.next_power_of_2(length)))
+        own_product[(triton.cdiv(size, WIDTH), self._shape.conditions, triton.cdiv(rows, padded))](
+            x,
+            addresses,
+            x if module.bias is None else module.bias,
+            out,
+            size,
+            out.stride(0),
+            K=length,
+            ROWS=rows,
+            BM=padded,
+            BN=WIDTH,
+            BK=depth,
+            STAGES=STAGES,
+            ALIGNED=length % ALIGNMENT == 0,
+            BIAS=module.bias is not None,
+            num_warps=WARPS,
+        )
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def matrices_of_step(model: Any) -> list[Tensor]:
+    """The matrices between the residual stream and itself, of which a decoding step can use copies."""
+    found = []
+    for layer in model.get_decoder().layers:
+        for block in (layer.self_attn, layer.mlp):
+            found += [module.weight for module in block.children() if type(module) is torch.nn.Linear]
+    return found
