@@ -1,7 +1,7 @@
 """The fused decode step for Llama-like decoders: few kernels between cuBLAS' products.
 
 RMS norms, rotary embedding, grouped-query attention, a gated MLP: Llama and what descends from it. Weights stay where
-the model has them, so damage in place reaches this path too. Whatever is not recognised is refused, not guessed.
+the model has them, so damage in place reaches this path too. `decode_families` says which models it can be.
 """
 
 from typing import Any
@@ -13,16 +13,21 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from runner import decode_fused_kernels as kernels
-from runner.decode_batch import UnknownDecoderError
-from runner.decode_packing import NORM_OFFSETS, joined, qkv_modules
+from runner.decode_families import (
+    FAMILIES,
+    GELU,
+    activation_of,
+    check_decoder,
+    gate_up_modules,
+    layer_kinds,
+    qkv_modules,
+    rotary_tables,
+)
+from runner.decode_packing import joined
 from runner.decode_sampling import BLOCK, blockwise_topk
 from runner.decode_step import EOS, NONFINITE, DecodeState
 
-GELU = {"silu": False, "gelu_pytorch_tanh": True}
-FIXED_ROPES = {"default", "linear", "llama3", "yarn"}  # the same angles however long the text is
-MOST_CANDIDATES = 1024  # of top-k, in the registers of one program
 BLOCKS_SURVEYED = 64
-LEAST_HEAD = 32  # numbers: a product in Triton takes halves of at least 16
 
 
 @frozen(kw_only=True)
@@ -34,25 +39,11 @@ class Layer:
     values: Tensor
     angles: tuple[Tensor, Tensor]
     window: int
-
-    @property
-    def after_attention(self) -> Any | None:
-        """The norm of the attention's output, in families that have one."""
-        return self.module.post_attention_layernorm if self._is_sandwich else None
-
-    @property
-    def before_mlp(self) -> Any:
-        """The norm before the MLP."""
-        return self.module.pre_feedforward_layernorm if self._is_sandwich else self.module.post_attention_layernorm
-
-    @property
-    def after_mlp(self) -> Any | None:
-        """The norm of the MLP's output, in families that have one."""
-        return self.module.post_feedforward_layernorm if self._is_sandwich else None
-
-    @property
-    def _is_sandwich(self) -> bool:
-        return hasattr(self.module, "pre_feedforward_layernorm")
+    turns: bool  # the rotary embedding is used
+    before_attention: Any | None  # the norms, where the family has one
+    after_attention: Any | None
+    before_mlp: Any | None
+    after_mlp: Any | None
 
 
 class FusedStep:
@@ -65,11 +56,12 @@ class FusedStep:
             UnknownDecoderError: the model or the sampling is of another kind.
         """
         self.state, self.config = decoder, decoder.config
-        _check(decoder)
+        check_decoder(decoder)
         text = decoder.model.get_decoder()
         self.embedding, self.norm, head = text.embed_tokens, text.norm, decoder.model.get_output_embeddings()
         self.head = head.weight
-        self.offset, self.gelu = NORM_OFFSETS[self.config.model_type], GELU[_activation(self.config)]
+        self.family = FAMILIES[self.config.model_type]
+        self.gelu = GELU[activation_of(self.config)]
         attention = text.layers[0].self_attn
         self.head_size, self.scale = attention.head_dim, attention.scaling
         self.key_heads = self.config.num_key_value_heads
@@ -81,17 +73,11 @@ class FusedStep:
         self.finite = torch.empty((rows, chunks), dtype=torch.int32, device=decoder.device)
 
     def _write_effect(self, text: Any) -> list[Layer]:
-        rotary, state = text.rotary_emb, self.state
-        kinds = getattr(self.config, "layer_types", None) or ["full_attention"] * len(text.layers)
-        positions = torch.arange(state.shape.length, device=state.device)[None]
-        some, by_kind = self.embedding.weight[:1], hasattr(rotary, "layer_types")
-        angles = {
-            kind: tuple(table[0].contiguous() for table in rotary(some, positions, *([kind] if by_kind else [])))
-            for kind in set(kinds)
-        }
-        if any(table.shape[-1] != self.head_size for pair in angles.values() for table in pair):
-            raise UnknownDecoderError("its rotary embedding turns a part of a head only")
-        slides, every = getattr(self.config, "sliding_window", None), not getattr(self.config, "layer_types", None)
+        config, family, state = self.config, self.family, self.state
+        kinds = layer_kinds(config)
+        angles = rotary_tables(text, config, state.shape.length)
+        slides, every = getattr(config, "sliding_window", None), not getattr(config, "layer_types", None)
+        turns = family.read(config, "no_rope_layers", [1] * len(kinds))  # 0 where a layer does without
         return [
             Layer(
                 module=layer,
@@ -99,8 +85,10 @@ class FusedStep:
                 values=cached.values,
                 angles=angles[kind],
                 window=slides if slides and (every or kind == "sliding_attention") else 0,
+                turns=bool(turn),
+                **family.norms_of(layer),
             )
-            for layer, cached, kind in zip(text.layers, state.layers, kinds, strict=True)
+            for layer, cached, kind, turn in zip(text.layers, state.layers, kinds, turns[: len(kinds)], strict=True)
         ]
 
     def __call__(self) -> None:
@@ -148,38 +136,61 @@ class FusedStep:
 
     def forward(self) -> None:
         """Read the token of every row; the logits that follow it."""
-        stream = self.embedding(self.state.token)
-        hidden = self._add_norm(stream, None, None, self.layers[0].module.input_layernorm)
-        following = [layer.module.input_layernorm for layer in self.layers[1:]] + [self.norm]
+        stream = self._embedded()
+        hidden = self._add_norm(stream, None, None, self.layers[0].before_attention)
+        following = [layer.before_attention for layer in self.layers[1:]] + [self.norm]
         for layer, next_norm in zip(self.layers, following, strict=True):
             attention, mlp = layer.module.self_attn, layer.module.mlp
             mixed = self._attend(self._linear(hidden, *qkv_modules(layer.module)), layer)
             output = self._linear(mixed, attention.o_proj)
             hidden = self._add_norm(stream, output, layer.after_attention, layer.before_mlp)
-            gated = self._gated(self._linear(hidden, mlp.gate_proj, mlp.up_proj))
+            gated = self._gated(self._linear(hidden, *gate_up_modules(layer.module)))
             output = self._linear(gated, mlp.down_proj)
             hidden = self._add_norm(stream, output, layer.after_mlp, next_norm)
         torch.mm(hidden, self.head.t(), out=self.state.logits)
+        self._finish_logits()
 
     def _linear(self, x: Tensor, *modules: Any) -> Tensor:
         """The outputs of modules whose weights lie side by side; for conditions that have copies, by these."""
         out = linear(x, *joined(modules))
         return out if self.state.copies is None else self.state.copies.write(x, out, modules)
 
-    def _add_norm(self, stream: Tensor, add: Tensor | None, after: Any | None, before: Any, **options: Any) -> Tensor:
-        out = torch.empty_like(stream)
+    def _embedded(self) -> Tensor:
+        """What the layers begin with [rows, hidden size]: a new tensor, to which they add."""
+        stream: Tensor = self.embedding(self.state.token)
+        multiplier = self.family.read(self.config, "embedding_multiplier", 1.0)
+        return stream if multiplier == 1 else stream.mul_(multiplier)
+
+    def _finish_logits(self) -> None:
+        """Divide or cap the logits where the family does, in its own steps and so with its own rounding."""
+        logits = self.state.logits
+        if (scaling := self.family.read(self.config, "logits_scaling", 1.0)) != 1:
+            logits.div_(scaling)
+        if cap := self.family.read(self.config, "final_logit_softcapping", None):
+            logits.div_(cap).tanh_().mul_(cap)
+
+    def _add_norm(
+        self, stream: Tensor, add: Tensor | None, after: Any | None, before: Any | None, **options: Any
+    ) -> Tensor:
+        """Add a sublayer's output to the stream; what the next sublayer reads, which without a norm is the stream."""
+        norms = [norm for norm in (after, before) if norm is not None]
+        if not norms:  # nothing is added either
+            return stream
+        out = stream if before is None else torch.empty_like(stream)
         size = stream.shape[1]
         kernels.add_norm[(len(stream),)](
             stream,
             stream if add is None else add,
-            (after or before).weight,
-            before.weight,
+            norms[0].weight,
+            norms[-1].weight,
             out,
             size,
             self.config.rms_norm_eps,
-            OFFSET=self.offset,
+            OFFSET=self.family.norm_offset,
             ADD=add is not None,
             AFTER=after is not None,
+            BEFORE=before is not None,
+            MULTIPLIER=float(self.family.read(self.config, "residual_multiplier", 1.0)),
             BLOCK=triton.next_power_of_2(size),
             num_warps=8,
             **options,
@@ -197,14 +208,16 @@ class FusedStep:
     def _attend(self, heads: Tensor, layer: Layer, **options: Any) -> Tensor:
         attention, state = layer.module.self_attn, self.state
         out = layer.keys.new_empty(state.shape.rows, self.key_heads * self.group * self.head_size)
-        has_norm = hasattr(attention, "q_norm")
+        norm = self.family.query_key_norm
+        if norm == "projection":
+            self._norm_projections(heads, attention)
         kernels.attend[(len(out), self.key_heads)](
             heads,
             layer.keys,
             layer.values,
             out,
             *layer.angles,
-            *([attention.q_norm.weight, attention.k_norm.weight] if has_norm else [heads, heads]),
+            *([attention.q_norm.weight, attention.k_norm.weight] if norm == "head" else [heads, heads]),
             state.slot,
             state.first,
             self.scale,
@@ -214,8 +227,10 @@ class FusedStep:
             HALF=self.head_size // 2,
             LENGTH=state.shape.length,
             WINDOW=layer.window,
-            NORM=has_norm,
-            OFFSET=self.offset,
+            NORM=norm == "head",
+            OFFSET=self.family.norm_offset,
+            CAP=float(self.family.read(self.config, "attn_logit_softcapping", None) or 0),
+            TURN=layer.turns,
             PADDED=max(16, triton.next_power_of_2(self.group)),  # the least that a product takes
             BLOCK=32,
             num_warps=2,
@@ -224,36 +239,16 @@ class FusedStep:
         )
         return out
 
-
-def _activation(config: Any) -> str:
-    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
-
-
-def _check(decoder: DecodeState) -> None:
-    """Refuse what the step would compute wrongly."""
-    config, sampling = decoder.config, decoder.sampling
-    if config.model_type not in NORM_OFFSETS:
-        raise UnknownDecoderError(f"{config.model_type} is none of {', '.join(NORM_OFFSETS)}")
-    text, head = decoder.model.get_decoder(), decoder.model.get_output_embeddings()
-    ropes = getattr(text.rotary_emb, "rope_type", None)
-    size = text.layers[0].self_attn.head_dim
-    reasons = {
-        f"its activation is {_activation(config)}": _activation(config) not in GELU,
-        f"its rotary embedding is {ropes}": not set(ropes.values() if isinstance(ropes, dict) else [ropes])
-        <= FIXED_ROPES,
-        f"its heads have {size} numbers": size & (size - 1) or size < LEAST_HEAD,
-        "its logits are capped": getattr(config, "final_logit_softcapping", None),
-        "its attention is capped": getattr(config, "attn_logit_softcapping", None),
-        "its layers are not plain matrices": any(
-            type(m) is not torch.nn.Linear for layer in text.layers for m in _projections(layer)
-        ),
-        "its output head is no plain matrix": type(head) is not torch.nn.Linear or head.bias is not None,
-        "accelerate moves its weights": hasattr(decoder.model, "_hf_hook"),
-        f"top_k is not 1 to {MOST_CANDIDATES}": sampling.do_sample and not 0 < sampling.top_k <= MOST_CANDIDATES,
-    }
-    if found := [reason for reason, applies in reasons.items() if applies]:
-        raise UnknownDecoderError("; ".join(found))
-
-
-def _projections(layer: Any) -> list[Any]:
-    return [*qkv_modules(layer), layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
+    def _norm_projections(self, heads: Tensor, attention: Any) -> None:
+        queries, keys = self.key_heads * self.group * self.head_size, self.key_heads * self.head_size
+        kernels.norm_projections[(len(heads), 2)](
+            heads,
+            attention.q_norm.weight,
+            attention.k_norm.weight,
+            queries,
+            keys,
+            self.config.rms_norm_eps,
+            OFFSET=self.family.norm_offset,
+            BLOCK=triton.next_power_of_2(queries),
+            num_warps=8,
+        )

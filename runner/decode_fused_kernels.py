@@ -21,16 +21,18 @@ def _normalised(x, weight, count, eps, OFFSET: tl.constexpr):
 
 @triton.jit
 def add_norm(stream, addition, after, before, out, size, eps, OFFSET: tl.constexpr, ADD: tl.constexpr,
-             AFTER: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr = 1,
-             OVERLAP: tl.constexpr = False):  # fmt: skip
+             AFTER: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr = 1, OVERLAP: tl.constexpr = False,
+             BEFORE: tl.constexpr = True, MULTIPLIER: tl.constexpr = 1.0):  # fmt: skip
     """The residual stream plus a sublayer's output, which may have its own norm; the norm before the next sublayer.
 
-    The output may come in SPLITS parts [SPLITS, rows, size], float32, which are added in their order.
+    The output may come in SPLITS parts [SPLITS, rows, size], float32, which are added in their order. It is added
+    MULTIPLIER times. BEFORE: the next sublayer has a norm before it; without, it reads the stream itself.
     """
     row = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     inside = lane < size
-    weight = tl.load(before + lane, mask=inside, other=0.0)
+    if BEFORE:
+        weight = tl.load(before + lane, mask=inside, other=0.0)
     if AFTER:
         after_weight = tl.load(after + lane, mask=inside, other=0.0)
     if OVERLAP:
@@ -45,9 +47,29 @@ def add_norm(stream, addition, after, before, out, size, eps, OFFSET: tl.constex
             y = y.to(x.dtype)
         if AFTER:
             y = _normalised(y, after_weight, size, eps, OFFSET).to(y.dtype)
+        if MULTIPLIER != 1.0:
+            y = (y.to(tl.float32) * MULTIPLIER).to(y.dtype)
         x = (x.to(tl.float32) + y.to(tl.float32)).to(x.dtype)
         tl.store(stream + row * size + lane, x, mask=inside)
-    tl.store(out + row * size + lane, _normalised(x, weight, size, eps, OFFSET).to(x.dtype), mask=inside)
+    if BEFORE:
+        tl.store(out + row * size + lane, _normalised(x, weight, size, eps, OFFSET).to(x.dtype), mask=inside)
+
+
+@triton.jit
+def norm_projections(heads, query_norm, key_norm, query_size, key_size, eps, OFFSET: tl.constexpr,
+                     BLOCK: tl.constexpr):  # fmt: skip
+    """Queries, keys and values [rows, ...]: queries normalised in their place over all heads together, keys too."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    size = tl.where(part == 0, query_size, key_size)
+    lane = tl.arange(0, BLOCK)
+    inside = lane < size
+    if part == 0:
+        weight = tl.load(query_norm + lane, mask=inside, other=0.0)
+    else:
+        weight = tl.load(key_norm + lane, mask=inside, other=0.0)
+    at = heads + row * (query_size + 2 * key_size) + part * query_size + lane
+    x = tl.load(at, mask=inside, other=0.0)
+    tl.store(at, _normalised(x, weight, size, eps, OFFSET).to(x.dtype), mask=inside)
 
 
 @triton.jit
@@ -77,7 +99,8 @@ def _halves(pointer, apart, inside, kind: tl.constexpr, HALF: tl.constexpr, SPLI
 
 
 @triton.jit
-def _rotary(a, b, weight, cosine, sine, eps, HALF: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr):
+def _rotary(a, b, weight, cosine, sine, eps, HALF: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr,
+            TURN: tl.constexpr):  # fmt: skip
     """Heads [heads, HALF] twice: normalised where the family does so, then turned by their position."""
     kind = a.dtype
     a, b = a.to(tl.float32), b.to(tl.float32)
@@ -86,12 +109,23 @@ def _rotary(a, b, weight, cosine, sine, eps, HALF: tl.constexpr, NORM: tl.conste
         scale = tl.rsqrt((tl.sum(a * a, 1, keep_dims=True) + tl.sum(b * b, 1, keep_dims=True)) / (2 * HALF) + eps)
         a = (a * scale * (tl.load(weight + lane).to(tl.float32) + OFFSET)).to(kind).to(tl.float32)
         b = (b * scale * (tl.load(weight + HALF + lane).to(tl.float32) + OFFSET)).to(kind).to(tl.float32)
-    return (a * cosine - b * sine).to(kind), (b * cosine + a * sine).to(kind)
+    if TURN:
+        return (a * cosine - b * sine).to(kind), (b * cosine + a * sine).to(kind)
+    else:  # noqa: RET505 - Triton compiles one branch, and no return behind another
+        return a.to(kind), b.to(kind)
+
+
+@triton.jit
+def _capped(score, CAP: tl.constexpr):
+    """Scores of attention kept between -CAP and CAP by tanh, if there is a cap."""
+    if CAP > 0:  # tanh(z) is 2 / (1 + exp(-2 z)) - 1
+        score = CAP * (2 * tl.sigmoid(score * (2 / CAP)) - 1)
+    return score
 
 
 @triton.jit
 def _attend_cache(query_a, query_b, largest, total, mixed, keys, values, begin, end, scale, HALF: tl.constexpr,
-               BLOCK: tl.constexpr):  # fmt: skip
+               BLOCK: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
     """Carry a softmax that has begun over the cache from slot begin to end: its sum, and the values mixed by it."""
     lane, whole = tl.arange(0, HALF)[None, :], tl.arange(0, 2 * HALF)[None, :]
     for start in range(begin // BLOCK * BLOCK, end, BLOCK):
@@ -102,7 +136,7 @@ def _attend_cache(query_a, query_b, largest, total, mixed, keys, values, begin, 
         old_b = tl.load(keys + at + HALF + lane, mask=inside[:, None], other=0.0)
         score = tl.dot(query_a, tl.trans(old_a), input_precision="ieee")
         score = tl.dot(query_b, tl.trans(old_b), score, input_precision="ieee") * scale
-        score = tl.where(inside[None, :], score, float("-inf"))
+        score = tl.where(inside[None, :], _capped(score, CAP), float("-inf"))
         highest = tl.maximum(largest, tl.max(score, 1))
         weight = tl.exp(score - highest[:, None])
         fade = tl.exp(largest - highest)
@@ -119,7 +153,7 @@ def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots
            WINDOW: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, PADDED: tl.constexpr,
            BLOCK: tl.constexpr, SPLITS: tl.constexpr = 1, OVERLAP: tl.constexpr = False, next_weights=None,
            LINES: tl.constexpr = 0, SLICES: tl.constexpr = 0, SLICE_BYTES: tl.constexpr = 0,
-           SHARE: tl.constexpr = 1):  # fmt: skip
+           SHARE: tl.constexpr = 1, CAP: tl.constexpr = 0.0, TURN: tl.constexpr = True):  # fmt: skip
     """One new token per row: norm and rotary embedding, its key and value into the cache, attention over what is there.
 
     A program has one row and one key head with the GROUP query heads that share it, so no key is read twice. It reads
@@ -141,8 +175,8 @@ def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots
     query_a, query_b = _halves(mine + (head * GROUP + query) * SIZE, apart, query < GROUP, kind, HALF, SPLITS)
     key_a, key_b = _halves(mine + (GROUP * KEY_HEADS + head) * SIZE, apart, lane >= 0, kind, HALF, SPLITS)
     value = _summed(mine + ((GROUP + 1) * KEY_HEADS + head) * SIZE + whole, apart, whole >= 0, kind, SPLITS)
-    query_a, query_b = _rotary(query_a, query_b, query_norm, cosine, sine, eps, HALF, NORM, OFFSET)
-    key_a, key_b = _rotary(key_a, key_b, key_norm, cosine, sine, eps, HALF, NORM, OFFSET)
+    query_a, query_b = _rotary(query_a, query_b, query_norm, cosine, sine, eps, HALF, NORM, OFFSET, TURN)
+    key_a, key_b = _rotary(key_a, key_b, key_norm, cosine, sine, eps, HALF, NORM, OFFSET, TURN)
     cache = (row.to(tl.int64) * KEY_HEADS + head) * LENGTH * SIZE
     tl.store(keys + cache + slot * SIZE + lane, key_a)
     tl.store(keys + cache + slot * SIZE + HALF + lane, key_b)
@@ -150,14 +184,14 @@ def attend(heads, keys, values, out, cosines, sines, query_norm, key_norm, slots
 
     # The softmax begins with the new token, from registers; what lies in the cache is older than this launch.
     largest = tl.sum(query_a.to(tl.float32) * key_a.to(tl.float32), 1)
-    largest = (largest + tl.sum(query_b.to(tl.float32) * key_b.to(tl.float32), 1)) * scale
+    largest = _capped((largest + tl.sum(query_b.to(tl.float32) * key_b.to(tl.float32), 1)) * scale, CAP)
     total = tl.full((PADDED,), 1.0, tl.float32)
     mixed = tl.zeros((PADDED, SIZE), tl.float32) + value.to(tl.float32)
     begin = first
     if WINDOW > 0:
         begin = tl.maximum(first, slot - WINDOW + 1)
     total, mixed = _attend_cache(query_a, query_b, largest, total, mixed, keys + cache, values + cache, begin, slot,
-                                 scale, HALF, BLOCK)  # fmt: skip
+                                 scale, HALF, BLOCK, CAP)  # fmt: skip
     if OVERLAP:
         gdc_launch_dependents()
     if LINES > 0:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from runner import decode_gemm_kernels as kernels
 from runner.decode_batch import UnknownDecoderError
+from runner.decode_families import gate_up_modules, qkv_modules
 from runner.decode_fused import FusedStep, Layer
-from runner.decode_packing import joined, qkv_modules
+from runner.decode_packing import joined
 from runner.decode_step import DecodeState
 
 MOST_ROWS = 128  # from the trial: own products win up to 64 rows, are equal or better at 128, lose at 256
@@ -95,6 +96,8 @@ class ProductsStep(FusedStep):
             UnknownDecoderError: the model or the sampling is of another kind, or no tiles are known for its sizes.
         """
         super().__init__(decoder)
+        if self.family.query_key_norm == "projection":
+            raise UnknownDecoderError("its queries and keys are normalised when their sums are whole")
         parts = [_parts_of(layer) for layer in self.layers]
         shapes = {name: (len(weights), weights.shape[1]) for name, (weights, _) in parts[0].items()}
         shapes["head"] = (len(self.head), self.head.shape[1])
@@ -121,9 +124,9 @@ class ProductsStep(FusedStep):
         if self.last is None:
             super().forward()
             return
-        stream = self.embedding(self.state.token)
-        hidden = self._add_norm(stream, None, None, self.layers[0].module.input_layernorm, **self.launch)
-        following = [layer.module.input_layernorm for layer in self.layers[1:]] + [self.norm]
+        stream = self._embedded()
+        hidden = self._add_norm(stream, None, None, self.layers[0].before_attention, **self.launch)
+        following = [layer.before_attention for layer in self.layers[1:]] + [self.norm]
         after = [matrices["heads"] for matrices in self.matrices[1:]] + [None]
         for layer, own, next_norm, next_heads in zip(self.layers, self.matrices, following, after, strict=True):
             mixed = self._mixed(self._product(hidden, own["heads"], own["output"]), layer, own)
@@ -132,6 +135,7 @@ class ProductsStep(FusedStep):
             output = self._product(self._product(hidden, own["gate_up"], own["down"]), own["down"], next_heads)
             hidden = self._added(stream, output, layer.after_mlp, next_norm, own["down"])
         self._product(hidden, self.last, None, self.state.logits)
+        self._finish_logits()
 
     def _added(self, stream: Tensor, parts: Tensor, after: Any | None, before: Any, own: _Matrix) -> Tensor:
         return self._add_norm(stream, parts, after, before, SPLITS=own.tile.splits, **self.launch)
@@ -192,6 +196,6 @@ def _parts_of(layer: Layer) -> dict[str, tuple[Tensor, Tensor | None]]:
     return {
         "heads": joined(qkv_modules(layer.module)),
         "output": joined([attention.o_proj]),
-        "gate_up": joined([mlp.gate_proj, mlp.up_proj]),
+        "gate_up": joined(gate_up_modules(layer.module)),
         "down": joined([mlp.down_proj]),
     }

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The families whose decoder `fused` knows, and what each adds to the weights of its norms before multiplying by them.
-NORM_OFFSETS = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "gemma3_text": 1.0}
+from runner.decode_families import FAMILIES, gate_up_modules, qkv_modules
 
 
 def pack_projections(model: Any) -> None:
@@ -16,19 +15,13 @@ def pack_projections(model: Any) -> None:
     Parameters become views of it, each as contiguous as before, and can be damaged one by one. To be called before
     anybody remembers their addresses. Models of another kind stay as they are.
     """
-    if model.config.get_text_config().model_type not in NORM_OFFSETS:
+    if model.config.get_text_config().model_type not in FAMILIES:
         return
     for layer in model.get_decoder().layers:
-        for modules in (qkv_modules(layer), [layer.mlp.gate_proj, layer.mlp.up_proj]):
-            if all(type(module) is torch.nn.Linear for module in modules):
+        for modules in (qkv_modules(layer), gate_up_modules(layer)):
+            if len(modules) > 1 and all(type(module) is torch.nn.Linear for module in modules):
                 for name in ("weight", "bias"):
                     _join([getattr(module, name) for module in modules])
-
-
-def qkv_modules(layer: Any) -> list[Any]:
-    """The modules that make queries, keys and values, in this order."""
-    attention = layer.self_attn
-    return [attention.q_proj, attention.k_proj, attention.v_proj]
 
 
 def joined(modules: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

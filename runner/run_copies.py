@@ -5,7 +5,7 @@ from typing import Any
 
 from runner.decode_batch import BatchShape
 from runner.decode_copies import Copies, matrices_of_step
-from runner.decode_packing import NORM_OFFSETS
+from runner.decode_families import FAMILIES
 from runner.target_groups import vision_of
 from runner.target_tensor import Target
 
@@ -19,7 +19,7 @@ def can_share(model: Any, targets: Iterable[Target]) -> bool:
     Weights of the vision tower need no copies: what they do to a prompt is done when it has been read.
     """
     places = set(getattr(model, "hf_device_map", {"": 0}).values())
-    known = model.config.get_text_config().model_type in NORM_OFFSETS
+    known = model.config.get_text_config().model_type in FAMILIES
     if len(places) > 1 or not known or getattr(model, "hf_quantizer", None) is not None:
         return False
     vision, step = vision_of(model), matrices_of_step(model)

@@ -23,6 +23,26 @@ SIZES = {
     "num_key_value_heads": 4,
     "num_hidden_layers": 3,
 }
+HEADS = {"head_dim": 128}
+SLIDES = {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+CAPS = {"attn_logit_softcapping": 0.6, "final_logit_softcapping": 1.5, "query_pre_attn_scalar": 40}
+MULTIPLIERS = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 5,
+}
+# Families that differ in what the kernels do: by their names in transformers, with what they have beyond `SIZES`.
+FAMILIES = {
+    "gemma3": ("Gemma3Text", SLIDES | {"head_dim": 256}),
+    "llama": ("Llama", HEADS),
+    "qwen2": ("Qwen2", {"num_attention_heads": 10, "num_key_value_heads": 2}),
+    "gemma2": ("Gemma2", SLIDES | CAPS | {"head_dim": 256}),
+    "olmo2": ("Olmo2", HEADS),
+    "phi3": ("Phi3", HEADS | {"sliding_window": 40}),
+    "granite": ("Granite", HEADS | MULTIPLIERS),
+    "smollm3": ("SmolLM3", HEADS | SLIDES | {"use_sliding_window": True, "no_rope_layers": [1, 0, 0]}),
+}
 STATE = ("token", "slot", "step", "reason", "active", "written")
 # Rounding, in units of the logits' standard deviation; the tokens of one step are compared exactly where it is float32.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 0.01, torch.bfloat16: 0.06}
@@ -31,15 +51,10 @@ TOLERANCES = {torch.float32: 2e-5, torch.float16: 0.01, torch.bfloat16: 0.06}
 def make(kind: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """A random decoder with norms and biases that matter."""
     torch.manual_seed(3)
-    if kind == "gemma3":
-        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-        config = transformers.Gemma3TextConfig(**SIZES, head_dim=256, sliding_window=40, layer_types=kinds)
-        model = transformers.Gemma3ForCausalLM(config)
-    elif kind == "qwen2":
-        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES | {"num_attention_heads": 10,
-            "num_key_value_heads": 2}))  # fmt: skip
-    else:
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, head_dim=128))
+    name, others = FAMILIES[kind]
+    config = getattr(transformers, f"{name}Config")(**SIZES | others, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    attention = "eager" if kind == "gemma2" else "sdpa"  # which has no caps
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name:
@@ -49,9 +64,9 @@ def make(kind: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
     return model
 
 
-@pytest.fixture(params=["gemma3", "llama", "qwen2"])
+@pytest.fixture(params=FAMILIES)
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Families that differ in what the kernels do."""
+    """A family; its models are not kept."""
     yield request.param
     torch.cuda.empty_cache()
 

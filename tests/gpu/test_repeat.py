@@ -31,11 +31,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", SIZES | GEMMA),
     "olmo2": ("Olmo2Config", SIZES),
     "phi3": ("Phi3Config", SIZES | {"sliding_window": 100}),
+    "granite": ("GraniteConfig", SIZES | {"residual_multiplier": 0.3, "attention_multiplier": 0.02}),
+    "smollm3": ("SmolLM3Config", SIZES),
     "gpt2": ("GPT2Config", {"vocab_size": 32_000, "n_embd": 1024, "n_layer": 4, "n_head": 8}),
     "mixtral": ("MixtralConfig", SIZES | EXPERTS),
     "gpt_oss": ("GptOssConfig", SIZES | GEMMA | EXPERTS | {"head_dim": 64}),
 }
-FUSED = ("gemma3", "llama")
+FUSED = ("gemma3", "llama", "gemma2", "olmo2", "phi3", "granite", "smollm3")
 CASES = [(kind, engine) for kind in MODELS for engine in ("plain", "graph")] + [(kind, "fused") for kind in FUSED]
 
 
@@ -46,7 +48,9 @@ def model_and_engine(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Name
     name, sizes = MODELS[kind]
     torch.manual_seed(3)
     config = getattr(transformers, name)(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to("cuda").eval()
+    attention = "eager" if kind == "gemma2" else None  # SDPA has no caps
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+    model = model.to("cuda").eval()
     model.requires_grad_(requires_grad=False)
     repeat_on_cuda()
     pack_projections(model)

@@ -22,23 +22,30 @@ NAMES = {
     "*i64": "addresses slots firsts token_ids streams eos token slot step reason written",
     "*i32": "finite",
     "*i8": "active",
-    "i32": "N LEAD size vocabulary pad width new_tokens chunks",
+    "i32": "N LEAD size query_size key_size vocabulary pad width new_tokens chunks",
     "fp32": "scale eps temperature top_p",
 }
 TYPES = {name: type_ for type_, names in NAMES.items() for name in names.split()}
 ATTEND = {"GROUP": 2, "KEY_HEADS": 4, "HALF": 128, "LENGTH": 374, "WINDOW": 64, "NORM": True, "OFFSET": 1.0}
 WHOLE = {"SPLITS": 1, "OVERLAP": False}
 ASKS = {"LINES": 0, "SLICES": 1, "SLICE_BYTES": 128, "SHARE": 1}
+PLAIN = {"CAP": 0.0, "TURN": True}
+CAPPED = {"CAP": 50.0, "TURN": False}
+MULTIPLIED = {"BEFORE": True, "MULTIPLIER": 1.0}
 SAMPLE = {"ENDED": 1, "NONFINITE": 2, "COUNT": 64, "LANES": 64, "EOS": 2, "EOS_LANES": 2, "CHUNK_LANES": 128}
 OWN = {"K": 2560, "ROWS": 38, "BM": 64, "BN": 64, "BK": 128, "STAGES": 3, "ALIGNED": True, "BIAS": False}
 CASES = [
-    (kernels.attend, ATTEND | WHOLE | ASKS | {"PADDED": 16, "BLOCK": 32}),
-    (kernels.add_norm, WHOLE | {"OFFSET": 1.0, "ADD": True, "AFTER": True, "BLOCK": 4096}),
+    (kernels.attend, ATTEND | WHOLE | ASKS | PLAIN | {"PADDED": 16, "BLOCK": 32}),
+    (kernels.add_norm, WHOLE | MULTIPLIED | {"OFFSET": 1.0, "ADD": True, "AFTER": True, "BLOCK": 4096}),
+    (kernels.attend, ATTEND | WHOLE | ASKS | CAPPED | {"PADDED": 16, "BLOCK": 32}),
+    (kernels.add_norm, WHOLE | {"BEFORE": False, "MULTIPLIER": 0.2, "OFFSET": 0.0, "ADD": True, "AFTER": True,
+        "BLOCK": 4096}),
+    (kernels.norm_projections, {"OFFSET": 0.0, "BLOCK": 4096}),
     (kernels.gated, {"GELU": True, "BLOCK": 1024}),
     (kernels.block_maxima, {"BLOCK": 64, "BLOCKS": 64}),
     (kernels.sample_step, SAMPLE),
     (own_product, OWN),
-]
+]  # fmt: skip
 SHARED_MEMORY = 227 * 1024  # bytes that a program may use on Hopper
 
 
