@@ -110,7 +110,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def lm_eval(session: nox.Session) -> None:
     """lm-evaluation-harness on a damaged model, beside the exported checkpoint: a local task, nothing is downloaded."""
-    install_project(session, *groups("tests"), extra="[lm-eval]")
+    install_project(session, *groups("tests"), extra="[lm-eval,report]")
     session.run("pytest", "tests/harness", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

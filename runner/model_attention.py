@@ -17,13 +17,17 @@ IMPLEMENTATIONS = {None, "eager", "sdpa"}  # None: what the family prefers of th
 def choose_attention(config: Any) -> None:
     """Keep to implementations that take a mask for every query, whatever a checkpoint asks for.
 
-    Others take none in a static batch, or are fetched from the Hub as code.
+    Others take none in a static batch, or are fetched from the Hub as code. SDPA has no cap for its scores, and
+    transformers 5.17 calls it for a model that has one all the same.
     """
     parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
-    asked = {part._attn_implementation for part in parts if part is not None}  # noqa: SLF001 - has no public name
+    parts = [part for part in parts if part is not None]
+    asked = {part._attn_implementation for part in parts}  # noqa: SLF001 - has no public name
     if unusual := asked - IMPLEMENTATIONS:
         _say(", ".join(sorted(map(str, unusual))))
         config._attn_implementation = None  # noqa: SLF001 - also that of its parts
+    if any(getattr(part, "attn_logit_softcapping", None) for part in parts):
+        config._attn_implementation = "eager"  # noqa: SLF001
 
 
 @cache

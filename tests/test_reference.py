@@ -14,6 +14,7 @@ from runner.decode_reference import STEPS
 from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
+from runner.model_attention import choose_attention
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 WINDOW = 8  # shorter than a prompt and its answer
@@ -55,6 +56,14 @@ def generated(model: Any, question: Request) -> list[int]:
     options = {"max_new_tokens": SHAPE.new_tokens, "eos_token_id": [2], "pad_token_id": 0, "do_sample": False}
     found = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     return list(found[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize(("cap", "attention"), [(50.0, "eager"), (None, None)])
+def test_scores_that_are_capped_are_computed_by_what_caps_them(cap: float | None, attention: str | None) -> None:
+    """Whatever the release of transformers prefers."""
+    config = transformers.Gemma2Config(attn_logit_softcapping=cap)
+    choose_attention(config)
+    assert config._attn_implementation == attention
 
 
 QUICK = [(case, "eager" if case in ONLY_EAGER else "sdpa") for case in CASES]

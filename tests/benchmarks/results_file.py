@@ -4,6 +4,7 @@
 Each figure of memory is that of a process of its own.
 """
 
+import gc
 import hashlib
 import multiprocessing
 import resource
@@ -16,6 +17,7 @@ from typing import Any
 
 from attrs import evolve
 
+from runner.cli_boundary import OBJECTS_PER_COLLECTION
 from runner.report_files import read_files
 from runner.results_check import check
 from runner.results_open import open_results
@@ -97,6 +99,7 @@ def write(path: Path, conditions: int) -> None:
 
 def open_one(path: Path) -> None:
     """As a run does: the file, repaired and locked, and what a resume needs to know; and the sidecar."""
+    gc.set_threshold(OBJECTS_PER_COLLECTION)  # as the command does
     summary = RecordSummary()
 
     def work() -> None:
@@ -110,6 +113,7 @@ def open_one(path: Path) -> None:
 
 def check_one(path: Path) -> None:
     """`degrade check`."""
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
     began = time.perf_counter()
     checked = check(path, told)
     told(f"checked {checked} in {time.perf_counter() - began:.1f} s; {cost()}")
