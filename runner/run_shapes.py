@@ -7,7 +7,6 @@ from attrs import frozen
 
 from runner.decode_batch import BatchShape
 from runner.errors import SpecError
-from runner.model_memory import MOST_ROWS
 from runner.results_record import Record
 from runner.run_plan import Condition, PendingCondition, all_conditions, most_requests
 from runner.run_resume import Experiment
@@ -44,16 +43,19 @@ def parts_of(spec: Spec, token_ids: Sequence[Sequence[int]], experiment: Experim
         most = most_rows(spec, token_ids, own, worker)
         shape = static_shape(spec, token_ids, past.last.get(several), most)
         if several:
-            shape = shape.with_conditions(_conditions_of(shape, past.last.get(True), wanted, own))
+            fit = worker.rows_that_fit({condition.group for condition in own}, shape.length) // shape.rows
+            shape = shape.with_conditions(_conditions_of(past.last.get(True), min(wanted, max(1, fit))))
         groups = frozenset(condition.group for condition in own)
         yield Part(pending=pending, shape=shape, most=most * shape.conditions, groups=groups)
 
 
-def _conditions_of(shape: BatchShape, last_record: Record | None, wanted: int, conditions: Sequence[Condition]) -> int:
-    """How many conditions a batch has: as before, else as many as are wanted and there are, and rows allow."""
-    most = min(wanted, max(1, MOST_ROWS // shape.rows))
+def _conditions_of(last_record: Record | None, most: int) -> int:
+    """How many conditions a batch has: as before, no more than `most`; also where fewer are left, or in the spec.
+
+    More repeats or levels may come later, and the records that are there by then would round otherwise.
+    """
     if last_record is None:
-        return min(most, len({condition.weights for condition in conditions}))
+        return most
     before: int = last_record["conditions_per_batch"]
     if most < before:
         logger.warning("earlier batches had %d conditions, from now on it is %d", before, most)

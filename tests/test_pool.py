@@ -186,7 +186,7 @@ def test_all_decode_with_the_engine_of_the_slowest() -> None:
     pool = Pool(SimulatedProcesses(3, fate, engines.__getitem__))
     assert pool.set_shape(SHAPE).engine == GRAPH
     assert uses == [0, 2]
-    assert pool.rows_that_fit({"attn_only"}, 12) == 4  # of the worker with the least memory
+    assert pool.rows_that_fit({"attn_only"}, 12) == 40  # of the worker with the least memory
 
 
 def test_none_decodes_faster_than_earlier_runs() -> None:
@@ -337,7 +337,7 @@ def test_who_hangs_before_the_first_unit_is_not_waited_for(method: str) -> None:
 
     pool = Pool(SimulatedProcesses(3, fate, [GRAPH, FUSED, FUSED].__getitem__))
     assert len(pool.digests([])) == 0
-    assert pool.rows_that_fit({"attn_only"}, 12) == 4
+    assert pool.rows_that_fit({"attn_only"}, 12) == 40
     pool.set_shape(SHAPE)
     assert Counter(answer.id for batch in batches_of(pool, units_of(300)) for answer in batch.answers) == once(
         units_of(300)
