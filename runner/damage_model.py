@@ -93,10 +93,14 @@ class DamagedModel:
         for backend in self._backends:
             restore(backend.targets, backend.baseline)
 
-    def _switch_group(self, group: str) -> None:
-        """Make another group the one that is damaged."""
+    def release(self) -> None:
+        """Make every weight what it was, and keep no baseline."""
         self.restore()
         self._group, self._lesion, self._backends = "", NOTHING, []
+
+    def _switch_group(self, group: str) -> None:
+        """Make another group the one that is damaged."""
+        self.release()
         self._lesion = self._find_lesion(group)
         self._backends = make_backends(self.targets)
         self._group = group

@@ -4,7 +4,7 @@ All other weights are read once for the rows of all conditions. Where damage tou
 value projections or of one layer does, a step of many conditions takes little longer than that of one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -22,12 +22,15 @@ ALIGNMENT = 8  # numbers of two bytes and more in what a kernel reads at once
 class Copies:
     """The damaged matrices of every condition of a batch, in memory that is allocated once."""
 
-    def __init__(self, shape: BatchShape, matrices: Sequence[Tensor], room: int) -> None:
-        """`matrices` are all that may be damaged, of one dtype; a condition damages at most `room` numbers of them."""
-        self._matrices, self._shape, device = matrices, shape, matrices[0].device
-        self._index = {matrix.data_ptr(): index for index, matrix in enumerate(matrices)}
-        room = _aligned(room + ALIGNMENT * len(matrices))
-        self._room = torch.empty((shape.conditions, room), dtype=matrices[0].dtype, device=device)
+    def __init__(self, shape: BatchShape, matrices: Mapping[str, Tensor], room: int) -> None:
+        """`matrices` are all that may be damaged, as `matrices_of_step` has them, of one dtype.
+
+        A condition damages at most `room` numbers of them.
+        """
+        self._matrices, self._shape, some = matrices, shape, next(iter(matrices.values()))
+        self._index = {matrix.data_ptr(): index for index, matrix in enumerate(matrices.values())}
+        room, device = _aligned(room + ALIGNMENT * len(matrices)), some.device
+        self._room = torch.empty((shape.conditions, room), dtype=some.dtype, device=device)
         self._addresses = torch.zeros((len(matrices), shape.conditions), dtype=torch.int64, device=device)
 
     def keep(self, condition: int, damaged: Iterable[Tensor]) -> None:
@@ -35,11 +38,11 @@ class Copies:
 
         What is no matrix of a decoding step, such as a weight of the vision tower, needs no copy.
         """
-        addresses, begin = [0] * len(self._index), 0
+        addresses, begin, room = [0] * len(self._index), 0, self._room[condition:].view(-1)
         for matrix in {matrix.data_ptr(): matrix for matrix in damaged}.values():
             index = self._index.get(matrix.data_ptr())
             if index is not None:
-                place = self._room[condition, begin : begin + matrix.numel()]
+                place = room[begin : begin + matrix.numel()]
                 place.copy_(matrix.reshape(-1))
                 addresses[index] = place.data_ptr()
                 begin += _aligned(matrix.numel())
@@ -49,23 +52,17 @@ class Copies:
         """Let all conditions be multiplied by the model's own weights."""
         self._addresses.zero_()
 
-    @contextmanager
-    def halved(self) -> Iterator[tuple[Sequence[Tensor], Callable[[], None]]]:
-        """As many of the matrices as a condition has room for, halved; and what makes them whole before the end."""
-        sizes = accumulate(_aligned(matrix.numel()) for matrix in self._matrices)
-        some = [matrix for matrix, size in zip(self._matrices, sizes, strict=True) if size <= self._room.shape[1]]
-        originals = [matrix.clone() for matrix in some]
-
-        def restore() -> None:
-            for matrix, original in zip(some, originals, strict=True):
-                matrix.copy_(original)
-
-        try:
-            for matrix in some:
-                matrix.mul_(0.5)
-            yield some, restore
-        finally:
-            restore()
+    def samples(self) -> list[Sequence[Tensor]]:
+        """Matrices to try copies with before there are conditions: of each kind as many as all places hold."""
+        kinds: dict[str, list[Tensor]] = {}
+        for name, matrix in self._matrices.items():
+            kinds.setdefault(name.partition(".")[2], []).append(matrix)
+        sizes = {kind: accumulate(_aligned(matrix.numel()) for matrix in some) for kind, some in kinds.items()}
+        found = [
+            [matrix for matrix, size in zip(some, sizes[kind], strict=True) if size <= self._room.numel()]
+            for kind, some in kinds.items()
+        ]
+        return [some for some in found if some]
 
     def write(self, x: Tensor, out: Tensor, modules: Iterable[Any]) -> Tensor:
         """Write over the rows of conditions that have copies, in the product of x and the weights of some modules.
@@ -112,10 +109,29 @@ def _aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def matrices_of_step(model: Any) -> list[Tensor]:
-    """The matrices between the residual stream and itself, of which a decoding step can use copies."""
-    found = []
-    for layer in model.get_decoder().layers:
-        for block in (layer.self_attn, layer.mlp):
-            found += [module.weight for module in block.children() if type(module) is torch.nn.Linear]
-    return found
+@contextmanager
+def damaged(matrices: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+    """Every second row of some matrices is zero, which no norm behind them cancels; gives what makes them whole."""
+    originals = [matrix.clone() for matrix in matrices]
+
+    def restore() -> None:
+        for matrix, original in zip(matrices, originals, strict=True):
+            matrix.copy_(original)
+
+    try:
+        for matrix in matrices:
+            matrix[::2].zero_()
+        yield restore
+    finally:
+        restore()
+
+
+def matrices_of_step(model: Any) -> dict[str, Tensor]:
+    """The matrices between the residual stream and itself, of which a decoding step can use copies: `3.v_proj`."""
+    return {
+        f"{number}.{name}": module.weight
+        for number, layer in enumerate(model.get_decoder().layers)
+        for block in (layer.self_attn, layer.mlp)
+        for name, module in block.named_children()
+        if type(module) is torch.nn.Linear
+    }

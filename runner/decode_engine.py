@@ -9,24 +9,28 @@ depend on that moment.
 import gc
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from attrs import frozen
+from torch import Tensor
 
 from runner.cli_boundary import is_out_of_memory
 from runner.decode_batch import Request, UnknownDecoderError
+from runner.decode_copies import damaged
 from runner.decode_reference import TOLERANCES, Trace, equal_bits, relative_difference, trace
 from runner.decode_step import DecodeState
 
 logger = logging.getLogger(__name__)
 
 Name = Literal["products", "fused", "graph", "plain"]
+Placed = Literal["in place", "copies", "intact"]
 SLOWEST_FIRST: tuple[Name, ...] = ("plain", "graph", "fused", "products")
 PRODUCTS_CAPABILITY = 9  # Hopper, for whose number of multiprocessors and shared memory the tiles were measured
 WITH_COPIES: Collection[Name] = ("fused", "products")  # several conditions in a batch need one of these
 TRIAL_ROWS = 8
+CLEARLY = 2.0  # times nearer to the damaged model than the intact one is
 LEAST_AGREEMENT = 0.5  # of the first tokens: a sum that rounds to the other side of top-p makes another draw
 
 
@@ -66,17 +70,16 @@ def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request], fastest:
     if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
         return install(decoder, EngineChoice("plain", "the model is spread over several devices"))
     requests = requests[: min(TRIAL_ROWS, decoder.shape.prompts)]
-    expected, damaged = trace(decoder, requests), _damaged_trace(decoder, requests, copied=False)
+    expected, in_place = trace(decoder, requests), _damaged_traces(decoder, requests, "in place")
     notes = []
     for name in SLOWEST_FIRST[SLOWEST_FIRST.index(fastest) : 0 : -1]:
         if decoder.copies is not None and name not in WITH_COPIES:
             break
         try:
             install(decoder, EngineChoice(name))
-            found, tolerance = trace(decoder, requests), TOLERANCES[decoder.logits.dtype]
-            _compare(found, expected, tolerance)
-            if damaged:
-                _compare(_damaged_trace(decoder, requests, copied=True), damaged, tolerance)
+            found = trace(decoder, requests)
+            _compare(found, expected, TOLERANCES[decoder.logits.dtype])
+            _compare_copies(decoder, requests, in_place)
             if not equal_bits(found, trace(decoder, requests)):
                 raise DisagreementError("the same steps gave other bits when they were repeated")  # noqa: TRY301
         except Exception as error:
@@ -91,24 +94,46 @@ def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request], fastest:
     return install(decoder, EngineChoice("plain", "; ".join(notes)))
 
 
-def _damaged_trace(decoder: DecodeState, requests: Sequence[Request], *, copied: bool) -> Trace:
-    """The trace of a condition whose matrices are halved: where they are, or in copies beside intact ones.
+def _damaged_traces(decoder: DecodeState, requests: Sequence[Request], how: Placed) -> list[Trace]:
+    """The trace of a condition whose matrices are damaged, one kind after the other; none without copies.
 
-    Empty where batches have one condition.
+    Prompts are read by damaged matrices. Tokens are: `in place`; as `copies` beside intact ones; or by `intact` ones.
     """
     copies = decoder.copies
     if copies is None:
         return []
-    with copies.halved() as (matrices, restore):
 
-        def prompts_are_read() -> None:
-            if copied:
-                copies.keep(0, matrices)
-                restore()
+    def of(matrices: Sequence[Tensor]) -> Trace:
+        with damaged(matrices) as restore, ExitStack() as kept:
 
-        found = trace(decoder, requests, prompts_are_read=prompts_are_read)
-    copies.forget()
-    return found
+            def prompts_are_read() -> None:
+                if how == "copies":
+                    kept.callback(copies.forget)
+                    copies.keep(0, matrices)
+                if how != "in place":
+                    restore()
+
+            return trace(decoder, requests, prompts_are_read=prompts_are_read)
+
+    return [of(matrices) for matrices in copies.samples()]
+
+
+def _compare_copies(decoder: DecodeState, requests: Sequence[Request], in_place: Sequence[Trace]) -> None:
+    """Conditions must be decoded with their own matrices.
+
+    Raises:
+        DisagreementError: they are not, or what is damaged changes too little to tell.
+    """
+    copied, intact = (_damaged_traces(decoder, requests, how) for how in ("copies", "intact"))
+    for one, without, expected in zip(copied, intact, in_place, strict=True):
+        _compare(one, expected, TOLERANCES[decoder.logits.dtype])
+        (token, logits, active), others = expected[1], (one[1], without[1])
+        usable = active & logits.isfinite().all(dim=-1)
+        for other_token, other_logits, _ in others:
+            usable = usable & (token == other_token) & other_logits.isfinite().all(dim=-1)
+        near, far = (relative_difference(other[1][usable], logits[usable]) for other in others)
+        if usable.any() and not CLEARLY * near < far:
+            raise DisagreementError(f"copies of damaged matrices are {near:.2g} from damage in place, intact {far:.2g}")
 
 
 def install(decoder: DecodeState, engine: EngineChoice) -> EngineChoice:

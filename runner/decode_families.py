@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from runner.decode_batch import UnknownDecoderError
+from runner.decode_sampling import Sampling
 
 # Where a layer can have norms, and the names that transformers has for them.
 PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
@@ -116,16 +117,16 @@ def layer_kinds(config: Any) -> list[str]:
     return list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
 
 
-def check_decoder(decoder: Any) -> None:
-    """Refuse what the fused step would compute wrongly; `decoder` is a `DecodeState`.
+def check_decoder(model: Any, sampling: Sampling) -> None:
+    """Refuse what the fused step would compute wrongly.
 
     Raises:
         UnknownDecoderError: with every reason.
     """
-    config, sampling = decoder.config, decoder.sampling
+    config = model.config.get_text_config()
     if config.model_type not in FAMILIES:
         raise UnknownDecoderError(f"{config.model_type} is none of {', '.join(FAMILIES)}")
-    text, head, family = decoder.model.get_decoder(), decoder.model.get_output_embeddings(), FAMILIES[config.model_type]
+    text, head, family = model.get_decoder(), model.get_output_embeddings(), FAMILIES[config.model_type]
     ropes = getattr(text.rotary_emb, "rope_type", None)
     size = text.layers[0].self_attn.head_dim
     attention = config._attn_implementation  # noqa: SLF001 - where transformers keeps it
@@ -142,7 +143,7 @@ def check_decoder(decoder: Any) -> None:
             type(m) is not torch.nn.Linear for layer in text.layers for m in _projections(layer)
         ),
         "its output head is no plain matrix": type(head) is not torch.nn.Linear or head.bias is not None,
-        "accelerate moves its weights": hasattr(decoder.model, "_hf_hook"),
+        "accelerate moves its weights": hasattr(model, "_hf_hook"),
         f"top_k is not 1 to {MOST_CANDIDATES}": sampling.do_sample and not 0 < sampling.top_k <= MOST_CANDIDATES,
     }
     if found := [reason for reason, applies in reasons.items() if applies]:

@@ -56,7 +56,7 @@ class FusedStep:
             UnknownDecoderError: the model or the sampling is of another kind.
         """
         self.state, self.config = decoder, decoder.config
-        check_decoder(decoder)
+        check_decoder(decoder.model, decoder.sampling)
         text = decoder.model.get_decoder()
         self.embedding, self.norm, head = text.embed_tokens, text.norm, decoder.model.get_output_embeddings()
         self.head = head.weight

@@ -55,7 +55,10 @@ def check(used: float | None) -> None:
     if used is None or used <= WARN_ABOVE:
         return
     if used > STOP_ABOVE:
-        raise SetupError(f"{used:.0%} of the GPU's memory is used. Set a smaller generation.max_batch_size, run again.")
+        raise SetupError(
+            f"{used:.0%} of the GPU's memory is used. Set a smaller generation.max_batch_size, or a smaller "
+            "generation.conditions_per_batch, and run again."
+        )
     logger.warning("%.0f %% of the GPU's memory is used", 100 * used)
     time.sleep(PAUSE_SECONDS)
 

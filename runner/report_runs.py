@@ -24,7 +24,7 @@ _SETTINGS = (
     "image_filename",
 )
 _DIGESTS = ("model_digest", "image_digest", "perplexity_digest")
-_SHAPE = ("batch_size_effective", "padded_length")
+_SHAPE = ("batch_size_effective", "conditions_per_batch", "padded_length")  # of each group
 
 
 @frozen
@@ -149,14 +149,16 @@ def _each_once(rows: Sequence[Row]) -> tuple[list[Row], list[tuple[str, str]]]:
 
 
 def _uneven(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """A note for every run whose batches did not have one shape: texts of two shapes may round differently."""
-    shapes: dict[tuple[str, str], Counter[Any]] = defaultdict(Counter)
+    """A note for every run whose groups did not have one shape each: texts of two shapes may round differently."""
+    shapes: dict[tuple[str, str], dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for row in rows:
-        for name in _SHAPE:
-            if row.record.get(name) is not None:
-                shapes[row.run, name][str(row.record[name])] += 1
-    for (run, name), counts in shapes.items():
-        if len(counts) > 1:
+        for name in _SHAPE if row.record.get("batch_size_effective") is not None else ():
+            value = row.record.get(name, 1 if name == "conditions_per_batch" else None)
+            if value is not None:
+                shapes[row.run, name][row.record["param_group_name"]][str(value)] += 1
+    for (run, name), groups in shapes.items():
+        counts = sum((counts for counts in groups.values() if len(counts) > 1), Counter[str]())
+        if counts:
             said = ", ".join(f"{value} in {count} records" for value, count in counts.items())
             yield run, f"{name} is not the same everywhere: {said}; such texts may part where logits round differently"
 

@@ -29,7 +29,8 @@ class Past:
     path: Path
     sidecar: Tables
     last: Mapping[bool, Record]  # of those whose batches had one condition, and several
-    alone: frozenset[str]  # groups of which a batch had one condition
+    groups: frozenset[str]
+    shared: frozenset[str]  # groups of which a batch had several conditions
     prompt_ids: Mapping[str, int]  # of the texts that were asked
     prompts: Mapping[str, str]  # their digests
     lengths: Mapping[str, int]  # their tokens
@@ -54,7 +55,8 @@ def past_of(path: Path, summary: RecordSummary, sidecar: Tables) -> Past:
         path=path,
         sidecar=sidecar,
         last=summary.last,
-        alone=frozenset(summary.alone),
+        groups=frozenset(summary.groups),
+        shared=frozenset(summary.shared),
         prompt_ids=summary.prompt_ids,
         prompts=summary.prompts,
         lengths=summary.lengths,

@@ -27,7 +27,7 @@ from runner.run_resume import (
     witnesses_of,
 )
 from runner.run_setup import spelt_out
-from runner.run_shapes import Part, parts_of
+from runner.run_shapes import parts_of
 from runner.run_shard import Shard
 from runner.run_start import Start
 from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, call_workers, start_workers
@@ -91,8 +91,8 @@ def run(
             with Progress(pending, worker.doing) as progress:
                 for experiment in experiments:
                     with log_file(results / "logs", experiment.log_name(spec)):
-                        run_experiment(study, experiment, worker, progress)
-                    if isinstance(worker, Pool) or is_shared_work(experiment):
+                        mixed = run_experiment(study, experiment, worker, progress)
+                    if mixed or isinstance(worker, Pool) or is_mixed(experiment):
                         order_records(experiment.file, plan_rank(all_conditions(spec)))
             if worker.failures:
                 raise SetupError(
@@ -101,16 +101,16 @@ def run(
                 )
 
 
-def is_shared_work(experiment: Experiment) -> bool:
-    """Whether several workers made earlier records of a file: then they stand in the order in which units ended."""
+def is_mixed(experiment: Experiment) -> bool:
+    """Whether units of earlier records ended side by side, on several workers or in one batch, and so in any order."""
     runs = experiment.past.sidecar.get("provenance", {}).get("runs", [])
-    return any("workers" in run for run in runs)
+    return bool(experiment.past.shared) or any("workers" in run for run in runs)
 
 
 def order_finished(experiments: Sequence[Experiment], spec: Spec) -> None:
-    """Put finished files in the order of the plan where a run of several workers ended before it could."""
+    """Put finished files in the order of the plan where a run ended before it could."""
     for experiment in experiments:
-        if not experiment.pending and is_shared_work(experiment):
+        if not experiment.pending and is_mixed(experiment):
             order_records(experiment.file, plan_rank(all_conditions(spec)))
 
 
@@ -146,37 +146,40 @@ def check_model_of(experiment: Experiment, spec: Spec, worker: Workers) -> None:
     check_same_model(experiment.past, worker.facts, dict(zip(witnesses, digests, strict=True)))
 
 
-def run_experiment(study: Study, experiment: Experiment, worker: Workers, progress: Progress) -> None:
-    """Every condition of one method, in one static shape after the other."""
+def run_experiment(study: Study, experiment: Experiment, worker: Workers, progress: Progress) -> bool:
+    """Every condition of one method, in one static shape after the other; whether a batch had several conditions.
+
+    The driver decides the shape: fewer rows where a device has no memory for them, more again as soon as it has.
+    """
     writer: RecordWriter | None = None
-    for part in parts_of(study.spec, study.tokens.ids, experiment, worker):
-        shape, left = part.shape, {pending.condition: set(pending.prompt_indices) for pending in part.pending}
+    parts = parts_of(study.spec, study.tokens.ids, experiment, worker)
+    for part in parts:
+        shape = most = part.shape
+        left = {pending.condition: set(pending.prompt_indices) for pending in part.pending}
         while any(left.values()):
             try:
                 start = worker.set_shape(shape, study.fastest, part.groups)
                 if shape.conditions > 1 and start.engine.name not in WITH_COPIES:
-                    shape = shape.with_conditions(1)
+                    shape = most = shape.with_conditions(1)
                     continue
                 writer = writer or open_writer(study, experiment, worker, start, progress)
-                run_part(part, shape, worker, writer, left)
-                rows = min(2 * shape.rows, part.most)  # if requests are left, there is room for more rows
+                work(left, shape, most.rows, worker, writer)
+                rows = min(2 * shape.rows, most.rows)  # if requests are left, there is room for more rows
             except DeviceMemoryError:
                 rows = model_memory.rows_after_overflow(shape.rows)
             for failure in worker.failures:  # also where memory ran out: they are not tried again
                 for pending in failure.unit.pending:
                     left.pop(pending.condition, None)
             shape = shape.with_rows(rows)
+    return any(part.shape.conditions > 1 for part in parts)
 
 
-def run_part(
-    part: Part, shape: BatchShape, worker: Workers, writer: RecordWriter, left: Mapping[Condition, set[int]]
+def work(
+    left: Mapping[Condition, set[int]], shape: BatchShape, most_rows: int, worker: Workers, writer: RecordWriter
 ) -> None:
-    """Hand out the units of work that are left of a part, write what comes back, and take it from what is left.
-
-    The static shape is decided by the driver: fewer rows where a device has no memory for them, more as soon as it has.
-    """
+    """Hand out the units of work that are left, write what comes back, and take it from what is left."""
     units = work_units(PendingCondition(one, tuple(sorted(indices))) for one, indices in left.items() if indices)
-    for batches in worker.answers(units, part.most):
+    for batches in worker.answers(units, most_rows):
         stop_if_asked()
         for done in writer.write(batches, shape):
             left[done.condition].remove(done.prompt_index)

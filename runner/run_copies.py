@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from runner.decode_batch import BatchShape
+from runner.decode_batch import BatchShape, UnknownDecoderError
 from runner.decode_copies import Copies, matrices_of_step
-from runner.decode_families import FAMILIES
+from runner.decode_families import check_decoder
+from runner.decode_sampling import Sampling
 from runner.target_groups import vision_of
 from runner.target_tensor import Target
 
@@ -13,16 +14,23 @@ from runner.target_tensor import Target
 LARGEST_SHARE = 0.2
 
 
+def can_decode(model: Any, sampling: Sampling) -> bool:
+    """Whether the engines that can have several conditions in a batch know a model, which lies on one device."""
+    if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
+        return False
+    try:
+        check_decoder(model, sampling)
+    except UnknownDecoderError:
+        return False
+    return True
+
+
 def can_share(model: Any, targets: Iterable[Target]) -> bool:
     """Whether several conditions that damage such targets can be decoded in one batch, and had better be.
 
     Weights of the vision tower need no copies: what they do to a prompt is done when it has been read.
     """
-    places = set(getattr(model, "hf_device_map", {"": 0}).values())
-    known = model.config.get_text_config().model_type in FAMILIES
-    if len(places) > 1 or not known or getattr(model, "hf_quantizer", None) is not None:
-        return False
-    vision, step = vision_of(model), matrices_of_step(model)
+    vision, step = vision_of(model), matrices_of_step(model).values()
     damaged = {t.weight.data_ptr(): t.weight for t in targets if t.name not in vision}
     size, whole = (sum(weight.numel() for weight in some) for some in (damaged.values(), step))
     return damaged.keys() <= {matrix.data_ptr() for matrix in step} and size <= LARGEST_SHARE * whole
@@ -30,8 +38,9 @@ def can_share(model: Any, targets: Iterable[Target]) -> bool:
 
 def make_copies(model: Any, shape: BatchShape, groups: Iterable[Sequence[Target]]) -> Copies:
     """Room for what each condition of a batch damages, of groups that can share one."""
-    step = {matrix.data_ptr(): matrix for matrix in matrices_of_step(model)}
-    of_groups = [{t.weight.data_ptr() for t in targets} & step.keys() for targets in groups]
-    room = max(sum(step[pointer].numel() for pointer in pointers) for pointers in of_groups)
-    damaged = set[int]().union(*of_groups) or step.keys()
-    return Copies(shape, [matrix for pointer, matrix in step.items() if pointer in damaged], room)
+    step = matrices_of_step(model)
+    names = {matrix.data_ptr(): name for name, matrix in step.items()}
+    of_groups = [{names[t.weight.data_ptr()] for t in targets if t.weight.data_ptr() in names} for targets in groups]
+    room = max(sum(step[name].numel() for name in some) for some in of_groups)
+    damaged = set[str]().union(*of_groups) or {next(iter(step))}  # the vision tower needs no copies
+    return Copies(shape, {name: matrix for name, matrix in step.items() if name in damaged}, room)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from attrs import define, field
 
 from runner.decode_batch import BatchShape
-from runner.decode_engine import SLOWEST_FIRST, Name
+from runner.decode_engine import SLOWEST_FIRST, WITH_COPIES, Name, fastest_for
 from runner.errors import DeviceMemoryError, SetupError
 from runner.run_members import POLL_SECONDS, Members, Processes, Reply, in_words
 from runner.run_plan import AnswerBatch, Failure, WorkerFacts, WorkUnit
@@ -17,7 +17,6 @@ from runner.spec_methods import Damage
 
 logger = logging.getLogger(__name__)
 
-BUNDLE = 2  # times the conditions of a batch, where it has several: whoever ends early makes place for another
 # Where all the others wait for it, so that another number of rows can be tried.
 LONGEST_WAIT_SECONDS = 600.0
 
@@ -45,8 +44,8 @@ class Pool:
             DegradeError: none of them can work.
         """
         self._members = Members(processes)
-        self._starts: dict[bool, Start] = {}  # with one condition in a batch, and with several
-        self._bundle = 1  # units that a worker gets at a time
+        self._starts: dict[bool, Start] = {}  # for one condition in a batch, and for several
+        self._conditions = 1  # in a batch, which are what a worker gets at a time
         self._round = _Round(UnitQueue(()))
         self.failures: list[Failure] = []
 
@@ -86,20 +85,23 @@ class Pool:
         self, shape: BatchShape, fastest: Name = SLOWEST_FIRST[-1], groups: Collection[str] = frozenset()
     ) -> Start:
         """See `Worker.set_shape`; all use the engine of the slowest, for the sums of another would round otherwise."""
-        several = shape.conditions > 1
-        self._bundle = BUNDLE * shape.conditions if several else 1
-        if several in self._starts:
-            self._members.join_as(shape, self._starts[several].engine, groups)
+        several, self._conditions = shape.conditions > 1, shape.conditions
+        start = self._starts.get(several)
+        if start is not None:
+            self._members.join_as(shape, start.engine, groups)
+        fastest = fastest_for([fastest, *(known.engine.name for known in self._starts.values())])
         starts: dict[int, Start] = self._members.ask_all("set_shape", shape, fastest, groups)
-        if several not in self._starts:
-            self._starts[several] = min(starts.values(), key=lambda start: SLOWEST_FIRST.index(start.engine.name))
-        engine = self._starts[several].engine
+        if start is None:
+            start = min(starts.values(), key=lambda start: SLOWEST_FIRST.index(start.engine.name))
+        engine = start.engine
+        if not several or engine.name in WITH_COPIES:
+            self._starts[several] = start
         others = [worker for worker, start in starts.items() if start.engine.name != engine.name]
         for worker in others:
             logger.warning("worker %d: decodes with engine %s, the fastest that all have", worker, engine.name)
         self._members.ask(others, "use", engine)
         self._members.decode_as(shape, engine, groups, decoding=starts)
-        return self._starts[several]
+        return start
 
     def answers(self, units: Iterable[WorkUnit], most_rows: int) -> Iterator[Sequence[AnswerBatch]]:
         """See `Worker.answers`; units end in any order, and what could not be done is added to `failures`.
@@ -108,9 +110,7 @@ class Pool:
             DeviceMemoryError: so many rows do not fit on some worker; what was given before stays true.
             DegradeError: no worker is left, or two of them disagree.
         """
-        all_units, size = list(units), self._bundle
-        bundles = [all_units[first : first + size] for first in range(0, len(all_units), size)]
-        members, now = self._members, _Round(UnitQueue(bundles))
+        members, now = self._members, _Round(UnitQueue(self._bundled(list(units))))
         self._round = now
         free, looked = set(members.ready), members.processes.now()
         while not now.queue.is_done:
@@ -129,9 +129,14 @@ class Pool:
             free = {reply.worker for reply in replies} if all_done_well else set(members.ready)
         for worker in now.queue.busy:
             members.begin_again(worker, "has not answered, and another did its work")
-        self.failures += [failure for failures in now.queue.failures.values() for failure in failures]
+        self.failures += now.queue.failures.values()
         if now.overflow is not None:
             raise now.overflow
+
+    def _bundled(self, units: Sequence[WorkUnit]) -> list[Sequence[WorkUnit]]:
+        """As many units as a batch has conditions, or fewer, so that every worker has some."""
+        size = max(1, min(self._conditions, -(-len(units) // max(1, len(self._members.ready)))))
+        return [units[first : first + size] for first in range(0, len(units), size)]
 
     def doing(self) -> dict[int, object]:
         """What each worker is doing: a condition, or a word; may be called from another thread."""

@@ -36,7 +36,7 @@ class UnitQueue:
         self._attempts = [0] * len(self._bundles)
         self._answers: dict[int, int] = {}  # of every answered bundle, a hash of what was said
         self._longest = 0.0
-        self.failures: dict[int, Sequence[Failure]] = {}
+        self.failures: dict[int, Failure] = {}
 
     @property
     def is_done(self) -> bool:
@@ -117,7 +117,7 @@ class UnitQueue:
         self._put_back(number)
 
     def lost(self, worker: int, reason: str) -> Sequence[Failure]:
-        """Take back what a worker had that is gone; the bundle that it did counts as tried, and may have failed."""
+        """Take back what a worker had that is gone; what it did counts as tried, is split, or may have failed."""
         numbers = self._out.pop(worker, _Out()).numbers
         if not numbers:
             return ()
@@ -125,11 +125,24 @@ class UnitQueue:
         self._attempts[first] += 1
         for number in reversed(numbers):
             self._put_back(number)
-        if self._attempts[first] < MOST_ATTEMPTS or first not in self._waiting:
+        if first not in self._waiting:
+            return ()
+        if len(self._bundles[first]) > 1:
+            self._split(first)
+            return ()
+        if self._attempts[first] < MOST_ATTEMPTS:
             return ()
         self._waiting.remove(first)
-        self.failures[first] = [Failure(unit, reason) for unit in self._bundles[first]]
-        return self.failures[first]
+        self.failures[first] = Failure(self._bundles[first][0], reason)
+        return [self.failures[first]]
+
+    def _split(self, number: int) -> None:
+        """Hand out the units of a bundle one by one, since one of them may be what a worker was lost by."""
+        self._bundles[number], *others = ([unit] for unit in self._bundles[number])
+        for bundle in others:
+            self._waiting.append(len(self._bundles))
+            self._bundles.append(bundle)
+            self._attempts.append(self._attempts[number])
 
     def _put_back(self, number: int) -> None:
         held = any(number in out.numbers for out in self._out.values())

@@ -136,6 +136,7 @@ class RemoteWorker:
             DeviceMemoryError: the rows of the shape do not fit.
         """
         facts = self.facts()
-        ended = self._worker.answers(units, most_rows)
+        # More units are done to their end, so that two workers say the same of them, whatever memory they have.
+        ended = self._worker.answers(units, most_rows if len(units) == 1 else 0)
         batches = [evolve(batch, device=facts.device) for together in ended for batch in together]
         return batches, self._worker.may_grow(most_rows)

@@ -1,12 +1,13 @@
 """The static shapes of an experiment: the rows of a batch, and the conditions that it has at a time."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
 from runner.decode_batch import BatchShape
 from runner.errors import SpecError
+from runner.results_guard import Past
 from runner.results_record import Record
 from runner.run_plan import Condition, PendingCondition, all_conditions, most_requests
 from runner.run_resume import Experiment
@@ -15,6 +16,9 @@ from runner.spec import Spec
 
 logger = logging.getLogger(__name__)
 
+TokenIds = Sequence[Sequence[int]]  # of every prompt
+Last = Mapping[bool, Record]  # the last record whose batch had one condition, and the last whose batch had several
+
 
 @frozen(kw_only=True)
 class Part:
@@ -22,67 +26,68 @@ class Part:
 
     pending: Sequence[PendingCondition]
     shape: BatchShape
-    most: int  # rows, if memory allows
     groups: frozenset[str]  # that these conditions damage
 
 
-def parts_of(spec: Spec, token_ids: Sequence[Sequence[int]], experiment: Experiment, worker: Workers) -> Iterator[Part]:
+def parts_of(spec: Spec, token_ids: TokenIds, experiment: Experiment, worker: Workers) -> list[Part]:
     """First the conditions that are decoded one after the other, then those of which a batch has several.
 
-    A group of which earlier records were decoded alone goes on so, for in another shape sums round otherwise.
+    A group goes on as its earlier records were decoded, for in another shape sums round otherwise.
     """
-    past, wanted = experiment.past, spec.generation.conditions_per_batch
     ours = [condition for condition in all_conditions(spec) if condition.method == experiment.method]
-    may_share = {condition.group for condition in ours} - past.alone
-    together = worker.side_by_side(sorted(may_share)) if wanted > 1 else set()
+    together, parts = _side_by_side({one.group for one in ours}, experiment.past, spec, worker), list[Part]()
     for several in (False, True):
         own = [condition for condition in ours if (condition.group in together) is several]
         pending = [one for one in experiment.pending if (one.condition.group in together) is several]
-        if not pending:
-            continue
-        most = most_rows(spec, token_ids, own, worker)
-        shape = static_shape(spec, token_ids, past.last.get(several), most)
-        if several:
-            fit = worker.rows_that_fit({condition.group for condition in own}, shape.length) // shape.rows
-            shape = shape.with_conditions(_conditions_of(past.last.get(True), min(wanted, max(1, fit))))
-        groups = frozenset(condition.group for condition in own)
-        yield Part(pending=pending, shape=shape, most=most * shape.conditions, groups=groups)
+        if pending:
+            shape = _shape_of(own, spec, token_ids, experiment.past.last, worker, several=several)
+            parts.append(Part(pending=pending, shape=shape, groups=frozenset(one.group for one in own)))
+    return parts
 
 
-def _conditions_of(last_record: Record | None, most: int) -> int:
-    """How many conditions a batch has: as before, no more than `most`; also where fewer are left, or in the spec.
-
-    More repeats or levels may come later, and the records that are there by then would round otherwise.
-    """
-    if last_record is None:
-        return most
-    before: int = last_record["conditions_per_batch"]
-    if most < before:
-        logger.warning("earlier batches had %d conditions, from now on it is %d", before, most)
-    return min(most, before)
+def _side_by_side(groups: set[str], past: Past, spec: Spec, worker: Workers) -> set[str]:
+    """The groups of whose conditions a batch has several: those that can, and were not decoded alone before."""
+    can = worker.side_by_side(sorted(groups)) if spec.generation.conditions_per_batch > 1 else set()
+    if alone := can & (past.groups - past.shared):
+        logger.info("%d groups go on with one condition in a batch, as they began; --force starts over", len(alone))
+    if lost := (groups & past.shared) - can:
+        logger.warning("earlier batches of %d groups had several conditions, from now on it is one", len(lost))
+    return can - alone
 
 
-def most_rows(spec: Spec, token_ids: Sequence[Sequence[int]], conditions: Iterable[Condition], worker: Workers) -> int:
-    """The rows of a condition when memory allows: what the spec says, or as many as one damaged model has requests."""
-    limit, prompts, conditions = spec.generation.max_batch_size, len(token_ids), list(conditions)
-    if limit != "auto":
-        return min(prompts, limit)
+def _shape_of(
+    conditions: Sequence[Condition], spec: Spec, token_ids: TokenIds, last: Last, worker: Workers, *, several: bool
+) -> BatchShape:
+    """The shape for these conditions, of which a batch has one, or several."""
+    limit, prompts = spec.generation.max_batch_size, len(token_ids)
     length = max(map(len, token_ids)) + spec.generation.max_new_tokens
-    fit = worker.rows_that_fit({condition.group for condition in conditions}, length)
-    return min(most_requests(conditions, prompts), fit)
+    groups = {condition.group for condition in conditions}
+    fit = worker.rows_that_fit(groups, length) if several or limit == "auto" else prompts
+    asked = prompts if several else most_requests(conditions, prompts)  # several conditions share rows, not one
+    shape = static_shape(spec, token_ids, last, min(asked, fit) if limit == "auto" else min(prompts, limit), several)
+    if not several:
+        return shape
+    most = min(spec.generation.conditions_per_batch, max(1, fit // shape.rows))
+    before: int = last[True]["conditions_per_batch"] if True in last else most
+    if most != before:
+        logger.warning("earlier batches had %d conditions, from now on it is %d", before, min(most, before))
+    return shape.with_conditions(min(most, before))
 
 
-def static_shape(spec: Spec, token_ids: Sequence[Sequence[int]], last_record: Record | None, most: int) -> BatchShape:
-    """The shape of a batch of one condition; that of an existing file is kept: a resumed run gives the same records.
+def static_shape(spec: Spec, token_ids: TokenIds, last: Last, most: int, several: bool) -> BatchShape:  # noqa: FBT001
+    """The rows of one condition, `several` of which may share a batch; those of earlier records are kept.
+
+    So a resumed run gives the same records.
 
     Only a lower `max_batch_size` makes it smaller. Whatever is not as asked, or not as before, is said.
 
     Raises:
         SpecError: the padded length of earlier records is more than the spec allows.
     """
-    recorded, new_tokens = last_record or {}, spec.generation.max_new_tokens
+    recorded, new_tokens = last.get(several, {}), spec.generation.max_new_tokens
     longest, limit = max(map(len, token_ids)), spec.generation.max_batch_size
-    before_length, before = recorded.get("padded_length") or longest, recorded.get("batch_size_effective") or most
+    before_length = max((record.get("padded_length") or longest for record in last.values()), default=longest)
+    before = recorded.get("batch_size_effective") or most
     before //= recorded.get("conditions_per_batch") or 1
     if before_length + new_tokens > spec.sequence_length:
         raise SpecError(

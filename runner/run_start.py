@@ -15,6 +15,7 @@ from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
 from runner.model_load import pad_token
 from runner.run_setup import RunContext
+from runner.spec import Spec
 from runner.task_tokens import longest_and_shortest
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,15 @@ class Start:
     seconds: float = 0.0  # since the model began to be loaded
 
 
+def sampling_of(spec: Spec) -> Sampling:
+    """How a spec chooses tokens."""
+    g = spec.generation
+    return Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
+
+
 def make_scheduler(context: RunContext, shape: BatchShape, copies: Copies | None) -> BatchScheduler:
     """A scheduler of this shape that chooses tokens as the spec says."""
-    g = context.spec.generation
-    sampling = Sampling(do_sample=g.do_sample, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p)
+    sampling = sampling_of(context.spec)
     eos, pad = context.checkpoint_settings["end_tokens"], pad_token(context.model, context.tokenizer)
     return BatchScheduler(context.model, shape, sampling, eos, pad, image_embeddings(context), copies)
 

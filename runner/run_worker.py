@@ -10,18 +10,19 @@ from attrs import evolve
 
 from runner import model_memory
 from runner.cli_boundary import is_out_of_memory
+from runner.damage_blocks import has_kernels
 from runner.damage_model import DamagedModel
 from runner.decode_batch import BatchShape, Completion, Request
-from runner.decode_engine import SLOWEST_FIRST, EngineChoice, Name
+from runner.decode_engine import SLOWEST_FIRST, WITH_COPIES, EngineChoice, Name, fastest_for
 from runner.decode_scheduler import BatchScheduler, FinishedBatch
 from runner.env_provenance import machine_facts, versions
 from runner.errors import DeviceMemoryError
 from runner.model_likelihood import perplexity
 from runner.model_vision import damages_vision
-from runner.run_copies import can_share, make_copies
+from runner.run_copies import can_decode, can_share, make_copies
 from runner.run_plan import Answer, AnswerBatch, Condition, DamageReport, Failure, WorkerFacts, WorkUnit
 from runner.run_setup import RunContext
-from runner.run_start import Start, ask, make_scheduler, select_engine, start_check
+from runner.run_start import Start, ask, make_scheduler, sampling_of, select_engine, start_check
 from runner.spec_methods import Damage
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class Worker:
         self._context = context
         self._damaged_model = DamagedModel(context.lesions.__getitem__)
         self._scheduler: BatchScheduler | None = None
-        self._starts: dict[bool, Start] = {}  # with one condition in a batch, and with several
+        self._start: Start | None = None
+        self._engines: dict[bool, EngineChoice] = {}  # for one condition in a batch, and for several
         self._restore = ExitStack()
 
     def __enter__(self) -> Self:
@@ -78,13 +80,20 @@ class Worker:
     def rows_that_fit(self, groups: Iterable[str], length: int) -> int:
         """The rows of `length` tokens for which the device has memory beside the largest of these groups."""
         context = self._context
+        self._make_room()
         targets = [context.lesions[group].targets for group in groups]
         return model_memory.rows_that_fit(context.model, targets, length, context.device)
+
+    def _make_room(self) -> None:
+        """Give back what an earlier shape took, whose memory is needed; the model is intact."""
+        self._scheduler = None
+        self._damaged_model.release()
+        model_memory.release()
 
     def side_by_side(self, groups: Iterable[str]) -> set[str]:
         """The groups of whose conditions a batch can have several."""
         context = self._context
-        if context.device.type != "cuda":
+        if not has_kernels(context.device) or not can_decode(context.model, sampling_of(context.spec)):
             return set()
         return {group for group in groups if can_share(context.model, context.lesions[group].targets)}
 
@@ -99,24 +108,23 @@ class Worker:
             DeviceMemoryError: so many rows do not fit.
             SetupError: what is decoded is not what the model itself computes.
         """
-        self._scheduler = None  # its memory is needed
-        self._damaged_model.restore()
-        model_memory.release()
+        self._make_room()
         several = shape.conditions > 1
         with _too_many_rows():
             targets = [self._context.lesions[group].targets for group in groups]
             copies = make_copies(self._context.model, shape, targets) if several else None
             scheduler = make_scheduler(self._context, shape, copies)
-            if not self._starts:
-                self._starts[several] = start_check(self._context, scheduler, fastest)
-            elif several not in self._starts:
-                (known,) = self._starts.values()
-                select_engine(self._context, scheduler, known.engine.name)
-                self._starts[several] = evolve(known, engine=scheduler.engine)
-            else:
-                scheduler.use(self._starts[several].engine)
+            if self._start is None:
+                self._start = start_check(self._context, scheduler, fastest)
+            elif not several and several in self._engines:
+                scheduler.use(self._engines[several])
+            else:  # copies of other matrices are tried each time
+                known = [engine.name for engine in self._engines.values()]
+                select_engine(self._context, scheduler, fastest_for([fastest, *known]))
+        if not several or scheduler.engine.name in WITH_COPIES:
+            self._engines[several] = scheduler.engine
         self._scheduler = scheduler
-        return self._starts[several]
+        return evolve(self._start, engine=scheduler.engine)
 
     def use(self, engine: EngineChoice) -> None:
         """Decode with this engine from now on, which others use that could use a faster one.
@@ -128,8 +136,7 @@ class Worker:
             raise AssertionError("a shape comes first")
         with _too_many_rows():
             self._scheduler.use(engine)
-        several = self._scheduler.shape.conditions > 1
-        self._starts[several] = evolve(self._starts[several], engine=engine)
+        self._engines[self._scheduler.shape.conditions > 1] = engine
 
     def may_grow(self, most_rows: int) -> bool:
         """Whether more rows than those of the shape would fit in memory, up to `most_rows`."""

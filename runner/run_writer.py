@@ -47,8 +47,7 @@ class RecordWriter:
         for batch, of_batch in zip(batches, records, strict=True):
             self.progress.batch_done([answer.id.condition for answer in batch.answers], of_batch, batch.seconds)
         self.progress.show()
-        for batch in batches:
-            model_memory.check(batch.memory_used)
+        model_memory.check(max((batch.memory_used for batch in batches if batch.memory_used is not None), default=None))
         return [answer.id for batch in batches for answer in batch.answers]
 
     def _records(self, batch: AnswerBatch, shape: BatchShape) -> list[dict[str, Any]]:

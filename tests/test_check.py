@@ -250,7 +250,7 @@ def test_files_of_every_format_are_checked_and_resumed(name: str, tmp_path: Path
         check_settings(path, before, guarded_settings(spec), spec, sidecar)
         conditions = [one for one in all_conditions(spec) if one.method == next(iter(before.keys))[3]]
         assert pending_conditions(conditions, [Prompt(text) for text in before.prompt_ids], before.keys) == []
-    added = dict(before.last or {}) | {"prompt_text": "One more?"}
+    added = dict(before.last[False]) | {"prompt_text": "One more?"}
     file, found = open_results(path)
     with file:
         file.append([added])

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from runner import run as run_module
-from runner import run_shapes
 from runner.decode_scheduler import BatchScheduler, FinishedBatch
 from runner.errors import SetupError
 from runner.spec import load_spec
@@ -34,9 +33,9 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchScheduler, "answers", answer_if_it_fits)
 
 
-def run(study: Path) -> list[dict[str, Any]]:
+def run(study: Path, *settings: str) -> list[dict[str, Any]]:
     """Run one sweep of the study and read its records."""
-    spec = load_spec(study / "specs" / "tiny.toml", ["run.n_rep=1"], ["gauss"])
+    spec = load_spec(study / "specs" / "tiny.toml", ["run.n_rep=1", *settings], ["gauss"])
     run_module.run(spec, study / "specs", study / "results")
     return [record for path in (study / "results").glob("*.json") for record in json.loads(path.read_text())]
 
@@ -50,11 +49,9 @@ def test_fewer_rows_after_an_overflow(study: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_resume_starts_from_the_size_in_use(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_starts_from_the_size_in_use(study: Path) -> None:
     """A run that had to use fewer rows goes on with them, so that its records fit those before."""
-    with monkeypatch.context() as patch:
-        patch.setattr(run_shapes, "most_rows", lambda *_: 2)
-        run(study)
+    run(study, "generation.max_batch_size=2")
     path = next((study / "results").glob("*.json"))
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:5], lines[5].rstrip(","), "]", ""]))

@@ -23,7 +23,7 @@ from records import parse
 
 from runner import results_record, run
 from runner.decode_batch import BatchShape
-from runner.decode_engine import PLAIN
+from runner.decode_engine import EngineChoice
 from runner.decode_reference import Agreement
 from runner.errors import SetupError
 from runner.results_check import check
@@ -41,7 +41,7 @@ from runner.task_tokens import TaskInputs, Tokens
 
 PROMPTS = ("Who?", "Where are we going?", "Why \N{EURO SIGN}\\?")
 BATCH = 2
-START = Start(PLAIN, Agreement(difference=0.0, tolerance=1.0, prompts=1, tokens=1, repeatable=None))
+START = Start(EngineChoice("fused"), Agreement(difference=0.0, tolerance=1.0, prompts=1, tokens=1, repeatable=None))
 UNFINISHED = ("records are missing", "holds no record", "is missing", "no such level or repeat")
 NO_EVIDENCE = "the sidecar has no evidence of it"
 
@@ -97,7 +97,11 @@ class Echo:
         """Some."""
         return 4
 
-    def set_shape(self, _shape: BatchShape, _fastest: str) -> Start:
+    def side_by_side(self, groups: Iterable[str]) -> set[str]:
+        """One group has several conditions in a batch."""
+        return {"mlp_only"}.intersection(groups)
+
+    def set_shape(self, _shape: BatchShape, _fastest: str, _groups: Iterable[str]) -> Start:
         """Any will do."""
         return START
 

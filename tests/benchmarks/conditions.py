@@ -17,7 +17,6 @@ from attrs import evolve
 
 from runner import decode_copies
 from runner.decode_batch import BatchShape
-from runner.decode_copies import matrices_of_step
 from runner.model_load import choose_device
 from runner.run_copies import make_copies
 from runner.run_plan import WorkUnit, all_conditions, pending_conditions, work_units
@@ -141,7 +140,6 @@ def main() -> None:
                     found[kind][str(conditions)]["records_per_s"] / found[kind]["1"]["records_per_s"]
                 )
     print({kind: {n: round(r["times"], 2) for n, r in found[kind].items()} for kind in ("attn", "map")})  # noqa: T201
-    keep("cuts", "matrices", len(matrices_of_step(context.model)))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class Study:
     """Units of a random model, each with its damage."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.matrices = model, matrices_of_step(model)
+        self.model, self.named = model, matrices_of_step(model)
+        self.matrices = [*self.named.values()]
         self.intact = [matrix.clone() for matrix in self.matrices]
 
     def damage(self, unit: int) -> list[Tensor]:
@@ -73,7 +74,7 @@ class Study:
         """A scheduler for several conditions, with the fused step; so many tokens end a row."""
         vocabulary = self.model.config.vocab_size
         eos = range(7, vocabulary, vocabulary // ends) if ends else ()
-        copies = Copies(SHAPE, self.matrices, sum(matrix.numel() for matrix in self.matrices))
+        copies = Copies(SHAPE, self.named, sum(matrix.numel() for matrix in self.matrices))
         scheduler = BatchScheduler(self.model, SHAPE, SAMPLED, eos, 0, None, copies)
         scheduler.use(EngineChoice("fused"))
         return scheduler

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import transformers
-from tiny import TEXT, build
+from tiny import TEXT
 from torch import Tensor
 
 from runner import decode_scheduler
 from runner.decode_batch import BatchShape, Completion, Request
 from runner.decode_copies import Copies, matrices_of_step
-from runner.decode_engine import EngineChoice
+from runner.decode_engine import DisagreementError, EngineChoice, _compare_copies, _damaged_traces
 from runner.decode_fused import FusedStep
 from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
@@ -49,14 +49,15 @@ def requests_of(unit: int) -> list[Request]:
 
 def damage_of(unit: int, matrices: Sequence[Tensor]) -> list[Tensor]:
     """The matrices that a unit damages: two kinds in one layer each, none, all, and the other kinds by pairs."""
-    q, k, v, o, gate, up, down = matrices[:7]
-    return [[v], [o, gate], [], [*matrices], [q, down], [k, up, matrices[-1]]][unit]
+    q, k, v, o, gate, up, down = matrices
+    return [[v], [o, gate], [], [*matrices], [q, down], [k, up]][unit]
 
 
 def check(model: Any) -> int:
     """Every unit answers among others what it answers alone; gives how many tokens were compared."""
     pack_projections(model)
-    matrices = matrices_of_step(model)
+    named = matrices_of_step(model)
+    matrices = [*named.values()]
     intact = [matrix.clone() for matrix in matrices]
     units = range(6)
 
@@ -64,7 +65,7 @@ def check(model: Any) -> int:
         damaged = damage_of(unit, matrices)
         noise = torch.Generator().manual_seed(unit)
         for matrix in damaged:
-            matrix.mul_(1 + 3 * torch.randn(matrix.shape, generator=noise))
+            matrix.mul_(1 + 20 * torch.randn(matrix.shape, generator=noise))
         return damaged
 
     def restore() -> None:
@@ -86,7 +87,7 @@ def check(model: Any) -> int:
     assert sum(differs) > len(differs) // 2, differs
 
     shape = ALONE.with_conditions(PLACES)
-    together = scheduler_of(model, shape, Copies(shape, matrices, sum(map(torch.numel, matrices))))
+    together = scheduler_of(model, shape, Copies(shape, named, sum(map(torch.numel, matrices))))
     found: dict[Any, Completion] = {}
     for batch in together.answers_of_conditions(asked(), restore):
         assert {answer.id[0] for answer in batch.completions} == {batch.unit}
@@ -98,7 +99,7 @@ def check(model: Any) -> int:
 
 def qwen2() -> Any:
     """Biases, here of random numbers."""
-    sizes = TEXT | {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    sizes = TEXT | {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
     del sizes["head_dim"]
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
     for name, parameter in model.named_parameters():
@@ -107,6 +108,31 @@ def qwen2() -> Any:
     return model
 
 
+def gemma3() -> Any:
+    """Norms around everything, which cancel much."""
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**TEXT, num_hidden_layers=1))
+
+
+def check_start(model: Any) -> int:
+    """The check at the start of a run sees that copies are used, of every kind of matrix, and would see it if not."""
+    pack_projections(model)
+    shape = ALONE.with_conditions(PLACES)
+    named = matrices_of_step(model)
+    copies = Copies(shape, named, sum(map(torch.numel, named.values())))
+    plain = BatchScheduler(model, shape, SAMPLED, [], 0, None, copies)._decoder
+    in_place = _damaged_traces(plain, requests_of(1), "in place")
+    _compare_copies(scheduler_of(model, shape, copies)._decoder, requests_of(1), in_place)
+    for kind, expected in [*zip(copies.samples(), in_place, strict=True)][-1:]:
+        copies.samples = lambda kind=kind: [kind]  # type: ignore[method-assign]
+        copies.write = lambda _x, out, _modules: out  # type: ignore[method-assign]
+        try:
+            _compare_copies(scheduler_of(model, shape, copies)._decoder, requests_of(1), [expected])
+        except DisagreementError:
+            continue
+        raise AssertionError(kind)
+    return len(in_place)
+
+
 torch.manual_seed(1)
-for model in (build("llama"), qwen2()):
-    print(model.config.model_type, check(model.eval().requires_grad_(requires_grad=False)))
+for model, look in ((qwen2(), check), (gemma3(), check_start)):
+    print(model.config.model_type, look(model.eval().requires_grad_(requires_grad=False)))
