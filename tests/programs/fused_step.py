@@ -19,7 +19,7 @@ from runner.decode_packing import pack_projections
 from runner.decode_sampling import Sampling
 from runner.decode_step import DecodeState
 
-SHAPE = BatchShape(rows=3, prompt_length=30, new_tokens=3)
+SHAPE = BatchShape(rows=3, prompt_length=30, new_tokens=2)
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 SAMPLED = Sampling(do_sample=True, temperature=0.7, top_k=50, top_p=0.9)
 TILES = {

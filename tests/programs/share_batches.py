@@ -53,7 +53,7 @@ def records(folder: str, sweeps: tuple[Sweep, ...], repeats: int, conditions: in
     spec = Spec(
         name="shared", prompts="two", sweeps=sweeps, run=Run(n_rep=repeats),
         model=Model(id=str(FOLDER / "model"), dtype="float32", device="cpu"),
-        generation=Generation(max_new_tokens=3, conditions_per_batch=conditions, max_seq_length=64),
+        generation=Generation(max_new_tokens=2, conditions_per_batch=conditions, max_seq_length=64),
     )  # fmt: skip
     run(spec, FOLDER / "specs", FOLDER / folder)
     (path,) = (FOLDER / folder).glob("outputs_*.json")
