@@ -103,7 +103,11 @@ def _print_shapes(
     """Print the shapes of the files' batches, and return the largest."""
     limit = spec.generation.max_batch_size
     most = len(token_ids) if limit == "auto" else min(len(token_ids), limit)
-    shapes = [static_shape(spec, token_ids, past.last, most, kind) for past in pasts for kind in past.last or (False,)]
+    shapes = [
+        static_shape(spec, token_ids, past.last, most, several=several)
+        for past in pasts
+        for several in past.last or (False,)
+    ]
     more = ", or more where repeats share a damaged model and memory allows" if limit == "auto" else ""
     for shape in dict.fromkeys(shapes):
         console.print(

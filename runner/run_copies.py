@@ -10,7 +10,7 @@ from runner.decode_sampling import Sampling
 from runner.target_groups import vision_of
 from runner.target_tensor import Target
 
-# Of the matrices of a decoding step. A step of eight conditions reads as much again for each as this is of the whole.
+# Of the matrices of a decoding step; so much more is read in a step for every condition of a batch.
 LARGEST_SHARE = 0.2
 
 

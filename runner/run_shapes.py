@@ -64,22 +64,24 @@ def _shape_of(
     groups = {condition.group for condition in conditions}
     fit = worker.rows_that_fit(groups, length) if several or limit == "auto" else prompts
     asked = prompts if several else most_requests(conditions, prompts)  # several conditions share rows, not one
-    shape = static_shape(spec, token_ids, last, min(asked, fit) if limit == "auto" else min(prompts, limit), several)
+    rows = min(asked, fit) if limit == "auto" else min(prompts, limit)
+    shape = static_shape(spec, token_ids, last, rows, several=several)
     if not several:
         return shape
     most = min(spec.generation.conditions_per_batch, max(1, fit // shape.rows))
     before: int = last[True]["conditions_per_batch"] if True in last else most
-    if most != before:
-        logger.warning("earlier batches had %d conditions, from now on it is %d", before, min(most, before))
+    if most < before:
+        logger.warning("earlier batches had %d conditions, from now on it is %d", before, most)
+    elif most > before:
+        logger.info("batches keep the %d conditions of earlier records; --force starts over with %d", before, most)
     return shape.with_conditions(min(most, before))
 
 
-def static_shape(spec: Spec, token_ids: TokenIds, last: Last, most: int, several: bool) -> BatchShape:  # noqa: FBT001
-    """The rows of one condition, `several` of which may share a batch; those of earlier records are kept.
+def static_shape(spec: Spec, token_ids: TokenIds, last: Last, most: int, *, several: bool) -> BatchShape:
+    """The shape of a batch of one condition; of `several`, of which each has as many rows, before these are counted.
 
-    So a resumed run gives the same records.
-
-    Only a lower `max_batch_size` makes it smaller. Whatever is not as asked, or not as before, is said.
+    That of an existing file is kept, so that a resumed run gives the same records. Only a lower `max_batch_size` makes
+    it smaller. Whatever is not as asked, or not as before, is said.
 
     Raises:
         SpecError: the padded length of earlier records is more than the spec allows.

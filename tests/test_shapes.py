@@ -68,7 +68,7 @@ def test_a_group_goes_on_as_it_began(caplog: pytest.LogCaptureFixture) -> None:
     assert "1 groups go on with one condition in a batch" in caplog.text
     (part,) = parts([record("v_proj", **SHARED)], with_conditions(5))
     assert (part.shape.conditions, part.shape.rows) == (4, 28)
-    assert "earlier batches had 4 conditions, from now on it is 4" in caplog.text
+    assert "batches keep the 4 conditions of earlier records; --force starts over with 5" in caplog.text
     (part,) = parts([record("v_proj", **SHARED | {"batch_size_effective": 6, "conditions_per_batch": 2})])
     assert (part.shape.conditions, part.shape.rows) == (2, 6)
     alone, shared = parts([record("o_proj", **SHARED), record("v_proj", **ALONE | {"batch_size_effective": 5})])
