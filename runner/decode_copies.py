@@ -10,13 +10,27 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from runner.decode_batch import BatchShape
 
-MOST_ROWS, WIDTH, DEPTH, STAGES, WARPS = 64, 64, 128, 3, 4  # how a product is cut; rows of x, then of weights
 LEAST = 16  # numbers in each direction that a product in Triton takes
 ALIGNMENT = 8  # numbers of two bytes and more in what a kernel reads at once
+
+
+@frozen
+class Cut:
+    """How a product is cut into programs; `depth` decides how sums round."""
+
+    rows: int  # of x at most
+    width: int  # rows of weights
+    depth: int  # numbers of both at a time
+    stages: int  # blocks of weights on their way from memory
+    warps: int
+
+
+CUT = Cut(rows=64, width=64, depth=128, stages=3, warps=4)  # the fastest of eight (tests/benchmarks/conditions.py)
 
 
 class Copies:
@@ -84,9 +98,9 @@ class Copies:
 
         size, length = module.weight.shape
         rows = self._shape.rows_each
-        padded = min(MOST_ROWS, max(LEAST, triton.next_power_of_2(rows)))
-        depth = min(DEPTH, max(LEAST, triton.next_power_of_2(length)))
-        own_product[(triton.cdiv(size, WIDTH), self._shape.conditions, triton.cdiv(rows, padded))](
+        padded = min(CUT.rows, max(LEAST, triton.next_power_of_2(rows)))
+        depth = min(CUT.depth, max(LEAST, triton.next_power_of_2(length)))
+        own_product[(triton.cdiv(size, CUT.width), self._shape.conditions, triton.cdiv(rows, padded))](
             x,
             addresses,
             x if module.bias is None else module.bias,
@@ -96,12 +110,12 @@ class Copies:
             K=length,
             ROWS=rows,
             BM=padded,
-            BN=WIDTH,
+            BN=CUT.width,
             BK=depth,
-            STAGES=STAGES,
+            STAGES=CUT.stages,
             ALIGNED=length % ALIGNMENT == 0,
             BIAS=module.bias is not None,
-            num_warps=WARPS,
+            num_warps=CUT.warps,
         )
 
 

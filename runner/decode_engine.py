@@ -21,6 +21,7 @@ from runner.decode_batch import Request, UnknownDecoderError
 from runner.decode_copies import damaged
 from runner.decode_reference import TOLERANCES, Trace, equal_bits, relative_difference, trace
 from runner.decode_step import DecodeState
+from runner.model_placement import is_spread
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def select_engine(decoder: DecodeState, requests: Sequence[Request], fastest: Na
 
 
 def _fastest_on_cuda(decoder: DecodeState, requests: Sequence[Request], fastest: Name) -> EngineChoice:
-    if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
+    if is_spread(decoder.model):
         return install(decoder, EngineChoice("plain", "the model is spread over several devices"))
     requests = requests[: min(TRIAL_ROWS, decoder.shape.prompts)]
     expected, in_place = trace(decoder, requests), _damaged_traces(decoder, requests, "in place")

@@ -50,7 +50,7 @@ class BatchScheduler:
 
         `copies` hold the weights of each condition, where the shape has several.
         """
-        self.shape, self.engine, self._copies = shape, PLAIN, copies
+        self.shape, self.engine = shape, PLAIN
         self.seen: object = self  # by which weights the picture was last seen: none that anybody knows
         self._decoder = DecodeState(model, shape, sampling, eos, pad, view, copies)
 
@@ -115,7 +115,8 @@ class BatchScheduler:
         A unit has at most the requests that a condition has rows for, and the damaged weights, which `restore` makes
         intact again when they are copied: whatever is being decoded meanwhile reads the intact ones.
         """
-        if self._copies is None or self.engine.name not in WITH_COPIES:
+        copies = self._decoder.copies
+        if copies is None or self.engine.name not in WITH_COPIES:
             raise AssertionError("the shape has one condition, or the engine cannot have several")
         each, following = self.shape.rows_each, enumerate(units)
         running, units_of_places = dict[int, Request](), dict[int, int]()
@@ -125,7 +126,7 @@ class BatchScheduler:
                 if (unit := next(following, None)) is not None:
                     units_of_places[place], (requests, damaged) = unit
                     self._admit(deque(requests), range(place * each, (place + 1) * each), running, {})
-                    self._copies.keep(place, damaged)
+                    copies.keep(place, damaged)
                     restore()
             if not running:
                 break

@@ -54,6 +54,11 @@ def forget_packing(model: Any) -> None:
         del model.config.quantization_config
 
 
+def is_spread(model: Any) -> bool:
+    """Whether accelerate has put the layers of a model on several devices."""
+    return len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1
+
+
 def locate_weights(model: Any, targets: Sequence[Target]) -> tuple[Target, ...]:
     """The same targets, with the weights that accelerate keeps for a layer in place of the empty ones in the layer.
 

@@ -47,7 +47,6 @@ class RecordSummary:
         self.count = 0
         self.keys: set[Key] = set()
         self.last: dict[bool, Record] = {}  # of those whose batches had one condition, and several
-        self.groups: set[str] = set()
         self.shared: set[str] = set()  # groups of which a batch had several conditions
         self.settings: dict[str, list[Any]] = {}  # of `GUARDED` and the seed of repeat 0: up to two values of each
         self.prompt_ids: dict[str, int] = {}  # by text, as the others
@@ -74,6 +73,11 @@ class RecordSummary:
             summary.add(record)
         return summary
 
+    @property
+    def groups(self) -> set[str]:
+        """The groups that were damaged, by label."""
+        return {group for group, *_ in self.keys}
+
     def add(self, record: Record) -> None:
         """Take in the next record of the file."""
         share = self._shared.setdefault
@@ -85,7 +89,6 @@ class RecordSummary:
         get = record.get
         several = get("conditions_per_batch") is not None
         self.last[several] = record
-        self.groups.add(group)
         if several:
             self.shared.add(group)
         if (prompt_id := get("prompt_id")) is not None:

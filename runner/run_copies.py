@@ -7,6 +7,7 @@ from runner.decode_batch import BatchShape, UnknownDecoderError
 from runner.decode_copies import Copies, matrices_of_step
 from runner.decode_families import check_decoder
 from runner.decode_sampling import Sampling
+from runner.model_placement import is_spread
 from runner.target_groups import vision_of
 from runner.target_tensor import Target
 
@@ -16,7 +17,7 @@ LARGEST_SHARE = 0.2
 
 def can_decode(model: Any, sampling: Sampling) -> bool:
     """Whether the engines that can have several conditions in a batch know a model, which lies on one device."""
-    if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
+    if is_spread(model):
         return False
     try:
         check_decoder(model, sampling)

@@ -78,7 +78,7 @@ def rate_of(worker: Worker, shape: BatchShape, units: Sequence[WorkUnit]) -> Fou
 def cuts(model: Any, targets: Any, conditions: int, keep: Callable[[str, Any], None]) -> None:
     """Microseconds of the own products of all layers, for some ways to cut them, and of reading their weights."""
     shape = BatchShape(rows=ROWS * conditions, prompt_length=24, new_tokens=NEW_TOKENS, conditions=conditions)
-    usual = decode_copies.MOST_ROWS, decode_copies.WIDTH, decode_copies.DEPTH, decode_copies.STAGES, decode_copies.WARPS
+    usual = decode_copies.CUT
     copies = make_copies(model, shape, [targets])
     for place in range(conditions):
         copies.keep(place, [target.weight for target in targets])
@@ -94,14 +94,12 @@ def cuts(model: Any, targets: Any, conditions: int, keep: Callable[[str, Any], N
     size = conditions * sum(target.weight.nbytes for target in targets)
     keep("floor_us", 1e6 * size / bandwidth())
     for cut in CUTS:
-        (decode_copies.MOST_ROWS, decode_copies.WIDTH, decode_copies.DEPTH, decode_copies.STAGES,
-         decode_copies.WARPS) = cut  # fmt: skip
+        decode_copies.CUT = decode_copies.Cut(*cut)
         try:
             keep(str(cut), in_graph(work))
         except Exception as error:  # noqa: BLE001 - the figures of the others are kept
             keep(str(cut), str(error)[:200])
-    (decode_copies.MOST_ROWS, decode_copies.WIDTH, decode_copies.DEPTH, decode_copies.STAGES,
-     decode_copies.WARPS) = usual  # fmt: skip
+    decode_copies.CUT = usual
 
 
 def main() -> None:

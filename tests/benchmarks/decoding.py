@@ -35,6 +35,7 @@ from runner.decode_scheduler import BatchScheduler
 from runner.decode_step import DecodeState
 from runner.model_load import load_model, locate
 from runner.model_vision import ImageInputs
+from runner.run_worker import Worker
 from runner.spec import Generation, Model, Run, Spec
 from runner.spec_sweep import Sweep
 from tests.tiny import tiny_tokenizer
@@ -416,10 +417,8 @@ def whole_conditions(model: Any, rows: int) -> Number:
             generation=Generation(max_new_tokens=NEW_TOKENS, max_batch_size=rows), run=Run(n_rep=6),
         )  # fmt: skip
         marks: list[float] = []
-        make_visit, profiler = (
-            run.damage,
-            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]),
-        )
+        usual = Worker._damage
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
 
         def damage(*arguments: Any) -> Any:
             marks.append(time.perf_counter())
@@ -428,13 +427,13 @@ def whole_conditions(model: Any, rows: int) -> Number:
             if len(marks) == 6:
                 wait()
                 profiler.stop()
-            return make_visit(*arguments)
+            return usual(*arguments)
 
-        run.damage = damage
+        Worker._damage = damage  # type: ignore[method-assign]
         try:
             run.run(spec, folder / "specs", folder / "results")
         finally:
-            run.damage = make_visit
+            Worker._damage = usual  # type: ignore[method-assign]
         records = [record for path in (folder / "results").glob("*.json") for record in json.loads(path.read_text())]
         reference = reference_condition(model, rows, folder)
         mine = min(later - earlier for earlier, later in itertools.pairwise(marks[1:4]))
