@@ -22,8 +22,9 @@ from runner.model_unpacked import copy_of
 
 logger = logging.getLogger(__name__)
 
-# Else its losses of object detection, which nobody computes here, import scipy: half a second of every start.
-transformers.utils.is_scipy_available = lambda: False
+# Else, where they are installed, losses of object detection import SciPy, and older releases scikit-learn for assisted
+# generation, none of which is used here: half a second of every start for the one, one and a half for the other.
+transformers.utils.is_scipy_available = transformers.utils.is_sklearn_available = lambda: False
 
 
 @frozen

@@ -130,5 +130,5 @@ def belongs_to_ray(name: str) -> bool:
 
 @pytest.mark.slow
 def test_a_model_is_loaded_without_what_only_its_losses_need() -> None:
-    """Transformers imports SciPy for losses of object detection, wherever it is installed: half a second a process."""
-    assert output_of("import_a_model") == "False\n"
+    """Transformers imports SciPy for losses of object detection, and scikit-learn, wherever they are installed."""
+    assert output_of("import_a_model") == "[]\n"

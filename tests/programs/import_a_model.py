@@ -1,4 +1,4 @@
-"""Import the class of a model as a run does, and print whether SciPy came along."""
+"""Import the class of a model as a run does, and print what came along that it does not need."""
 
 import sys
 
@@ -8,4 +8,4 @@ import runner.model_files  # noqa: F401 - which says what transformers need not 
 
 if not issubclass(transformers.LlamaForCausalLM, transformers.PreTrainedModel):
     sys.exit("it is no model")
-print("scipy" in sys.modules)
+print([name for name in ("scipy", "sklearn") if name in sys.modules])
