@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from runner import decode_copies
 from runner.decode_batch import BatchShape
 from runner.model_load import choose_device
 from runner.run_copies import make_copies
-from runner.run_plan import WorkUnit, all_conditions, pending_conditions, work_units
+from runner.run_plan import Answer, WorkUnit, all_conditions, pending_conditions, work_units
 from runner.run_setup import prepare_run, spelt_out
 from runner.run_worker import Worker
 from runner.spec import Spec, load_spec
@@ -50,18 +51,25 @@ def units_of(spec: Spec, inputs: Any, sweep: str) -> list[WorkUnit]:
     return work_units(pending_conditions(conditions, inputs.prompts, set()))
 
 
+def digests_of(answers: Sequence[Answer]) -> dict[str, str]:
+    """Of the texts of each damaged model: what another kind of GPU is compared by."""
+    texts: dict[str, list[str]] = {}
+    for answer in sorted(answers, key=lambda one: one.id.prompt_index):
+        one = answer.id.condition
+        texts.setdefault(f"{one.group} {one.level:g} {one.repeat_index}", []).append(answer.text)
+    return {name: sha256("\0".join(said).encode()).hexdigest()[:16] for name, said in texts.items()}
+
+
 def rate_of(worker: Worker, shape: BatchShape, units: Sequence[WorkUnit]) -> Found:
     """Records per second over some units, the first of them again as a warm-up."""
     groups = frozenset(unit.condition.group for unit in units)
     torch.cuda.empty_cache()
     start = worker.set_shape(shape, groups=groups)
     torch.cuda.synchronize()
-    began, records, tokens = time.perf_counter(), 0, 0
+    began, answers = time.perf_counter(), list[Answer]()
     for batches in worker.answers(units, shape.rows):
-        for batch in batches:
-            records += len(batch.answers)
-            tokens += sum(answer.tokens for answer in batch.answers)
-    seconds = time.perf_counter() - began
+        answers += [answer for batch in batches for answer in batch.answers]
+    seconds, records = time.perf_counter() - began, len(answers)
     return {
         "engine": start.engine.name,
         "note": start.engine.note,
@@ -70,7 +78,8 @@ def rate_of(worker: Worker, shape: BatchShape, units: Sequence[WorkUnit]) -> Fou
         "seconds": seconds,
         "records_per_s": records / seconds,
         "ms_of_a_step_of_a_condition": 1000 * seconds / len(units) / NEW_TOKENS,
-        "mean_tokens": tokens / records,
+        "mean_tokens": sum(answer.tokens for answer in answers) / records,
+        "texts": digests_of(answers),
         "gib": torch.cuda.max_memory_allocated() / 2**30,
     }
 
