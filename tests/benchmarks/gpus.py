@@ -28,6 +28,8 @@ Found = dict[str, Any]
 
 ROWS, REPEATS = 38, 10
 SECONDS_BETWEEN_LOOKS = 0.2
+COMMAND = ("-m", "runner.cli")
+SPREADING = (str(Path(__file__).parents[1] / "programs" / "run_spread.py"),)
 EMPTY = 16  # bytes at most of a file without records
 SPEC = """
 name = "gpus"
@@ -107,10 +109,14 @@ def idle_shares(path: Path, begin: float, end: float) -> dict[str, float]:
     return {index: round(fmean(values), 4) for index, values in shares.items()}
 
 
-def measure(folder: Path, name: str, *arguments: str, kill: bool = False) -> Found:
-    """One run of the command, looked at from outside; `kill` ends one of its workers in the middle."""
+def measure(folder: Path, name: str, *arguments: str, kill: bool = False, spread: bool = False) -> Found:
+    """One run of the command, looked at from outside.
+
+    `kill` ends one of its workers in the middle; with `spread` no GPU is large enough for the model.
+    """
     results, records = folder / f"results_{name}", 0
-    command = [sys.executable, "-m", "runner.cli", "specs/gpus.toml", "--results", str(results), *arguments]
+    program = SPREADING if spread else COMMAND
+    command = [sys.executable, *program, "specs/gpus.toml", "--results", str(results), *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     appends: list[float] = []
     peak, size, killed = 0, EMPTY, False
@@ -178,18 +184,20 @@ def main() -> None:
     parser.add_argument("--conditions", type=int, default=60, help="a multiple of 10")
     parser.add_argument("--gpus", type=int, nargs="*", default=[], help="runs with so many GPUs, a model on each")
     parser.add_argument("--kill", type=int, nargs="*", default=[], help="the same, and one worker is killed")
-    parser.add_argument("--spread", type=int, nargs="*", default=[], help="a run with one model over so many GPUs")
+    parser.add_argument("--spread", type=int, nargs="*", default=[], help="a model, told to fit on none, over so many")
     told = parser.parse_args()
     told.folder.mkdir(parents=True, exist_ok=True)
     write_study(told.folder, told.conditions)
-    runs = {f"gpus_{n}": (("--gpus", str(n)), False) for n in told.gpus}
-    runs |= {f"gpus_{n}_one_killed": (("--gpus", str(n)), True) for n in told.kill}
+    runs: dict[str, tuple[tuple[str, ...], dict[str, bool]]]
+    runs = {f"gpus_{n}": (("--gpus", str(n)), {}) for n in told.gpus}
+    runs |= {f"gpus_{n}_one_killed": (("--gpus", str(n)), {"kill": True}) for n in told.kill}
     first = ("--set", "sweeps.0.levels=[0.05]", "--set", "run.n_rep=2")
-    runs |= {f"spread_{n}": (("--gpus-per-model", str(n), "--gpus", str(n), *first), False) for n in told.spread}
+    spread = {n: ("--gpus-per-model", str(n), "--gpus", str(n), *first) for n in told.spread}
+    runs |= {f"spread_{n}": (arguments, {"spread": True}) for n, arguments in spread.items()}
     found = json.loads(told.out.read_text()) if told.out.exists() else {"runs": {}}
     found |= {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "conditions": told.conditions}
-    for name, (arguments, kill) in runs.items():
-        found["runs"][name] = measure(told.folder, name, *arguments, kill=kill)
+    for name, (arguments, how) in runs.items():
+        found["runs"][name] = measure(told.folder, name, *arguments, **how)
         found["compared"] = compare(told.folder, found["runs"])
         told.out.write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps({name: found["runs"][name], **found["compared"]}, indent=1), flush=True)  # noqa: T201
