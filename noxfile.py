@@ -62,9 +62,9 @@ def tests(session: nox.Session) -> None:
     """Every test that needs no GPU, but those of the demo and of the image; `-- -m "not slow"` is quick."""
     install_project(session, *groups("tests"), extra="[cluster,report]")
     session.install(*DEMO_MODEL)
-    # Three workers keep two cores busy, for they wait for what they start; more threads would fight for the cores.
-    # Who is done first takes over tests of the others: a few take a minute.
-    session.run("pytest", "-n", "3", "--dist", "worksteal", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    # One thread per worker: two workers with two threads each would fight for two cores.
+    # Who is done first takes over tests of the other: a few take a minute.
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -76,7 +76,7 @@ def coverage(session: nox.Session) -> None:
     env = {"OMP_NUM_THREADS": "1", "COVERAGE_FILE": str(Path(session.create_tmp()).resolve() / "coverage")}
     session.run("coverage", "erase", env=env)
     # Faults of system calls would strike the file of the measurement, which the command then writes too.
-    options = ["-n", "3", "--dist", "worksteal", "--ignore", "tests/test_crashes.py"]
+    options = ["-n", "2", "--dist", "worksteal", "--ignore", "tests/test_crashes.py"]
     session.run("coverage", "run", "-m", "pytest", *options, *session.posargs, env=env)
     session.run("coverage", "combine", "--quiet", env=env)
     session.run("coverage", "report", env=env)

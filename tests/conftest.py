@@ -25,11 +25,8 @@ gc.set_threshold(OBJECTS_PER_COLLECTION)
 # torch, and what imports it, only in fixtures: the process that hands out the tests to others needs none of it.
 
 
-WORKERS = 3  # of noxfile.py; each begins with as many tests as any other
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is slow comes first in each worker's part, module by module, and short ones end it.
+    """What is slow comes first in each half, module by module: a worker begins with a half, and short ones end it.
 
     Of these, what needs a fork server comes before the others, so that of the quick tests one worker alone starts one.
     """
@@ -37,13 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     quick = [item for item in items if not item.get_closest_marker("slow")]
     quick.sort(key=lambda item: "forks" not in getattr(item, "fixturenames", ()))
     modules = [*dict.fromkeys(item.path for item in slow)]
-    ordered: list[pytest.Item] = []
-    for worker in range(WORKERS):
-        ordered += [item for item in slow if modules.index(item.path) % WORKERS == worker]
-        room = max(0, (worker + 1) * len(items) // WORKERS - len(ordered))
-        ordered += quick[:room]
-        del quick[:room]
-    items[:] = ordered + quick
+    first = [item for item in slow if modules.index(item.path) % 2 == 0]
+    second = [item for item in slow if modules.index(item.path) % 2]
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *quick[:middle], *second, *quick[middle:]]
 
 
 def pytest_collection_finish() -> None:
