@@ -185,7 +185,7 @@ def test_conditions_in_one_batch_answer_as_each_does_alone() -> None:
 def test_a_run_whose_conditions_share_batches(tmp_path: Path) -> None:
     """Says what the plain way says of each alone; extended, it has the same records in the same order."""
     lines = output_of("share_batches", str(tmp_path), TRITON_INTERPRET="1").splitlines()
-    assert lines == ["{'v_proj': (4, 2), 'mlp_only': (2, None), 'o_proj': (4, 2)}", "resumed"]
+    assert lines == ["{'v_proj': (6, 3), 'mlp_only': (2, None), 'o_proj': (6, 3)}", "resumed"]
 
 
 @pytest.mark.slow

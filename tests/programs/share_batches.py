@@ -48,12 +48,12 @@ def packed(*arguments: Any) -> Any:
     return model
 
 
-def records(folder: str, sweeps: tuple[Sweep, ...] = SWEEPS) -> list[dict[str, Any]]:
+def records(folder: str, sweeps: tuple[Sweep, ...], repeats: int, conditions: int) -> list[dict[str, Any]]:
     """Those of a results folder after a run, in the order of the file."""
     spec = Spec(
-        name="shared", prompts="two", sweeps=sweeps, run=Run(n_rep=1),
+        name="shared", prompts="two", sweeps=sweeps, run=Run(n_rep=repeats),
         model=Model(id=str(FOLDER / "model"), dtype="float32", device="cpu"),
-        generation=Generation(max_new_tokens=2, conditions_per_batch=2, max_seq_length=64),
+        generation=Generation(max_new_tokens=2, conditions_per_batch=conditions, max_seq_length=64),
     )  # fmt: skip
     run(spec, FOLDER / "specs", FOLDER / folder)
     (path,) = (FOLDER / folder).glob("outputs_*.json")
@@ -72,7 +72,7 @@ transformers.LlamaForCausalLM(config).save_pretrained(FOLDER / "model")
 tiny_tokenizer().save_pretrained(FOLDER / "model")
 (FOLDER / "prompts").mkdir()
 (FOLDER / "prompts" / "two.py").write_text('PROMPTS = ["Who?", "What is it?"]\n')
-alone = by_key(records("alone"))  # the plain way, which knows no copies
+alone = by_key(records("alone", SWEEPS, 2, 3))  # the plain way, which knows no copies
 load_intact, run_setup.load_intact = run_setup.load_intact, packed
 decode_engine._capture_on_cuda = use_step
 decode_scheduler.select_engine = decode_engine._fastest_on_cuda
@@ -80,10 +80,10 @@ decode_scheduler.STEPS_PER_POLL = 3
 run_worker.has_kernels = lambda _: True
 torch.cuda.get_device_capability = lambda _: (8, 0)
 
-whole = records("whole")
+whole = records("whole", SWEEPS, 2, 3)
 print({r["param_group_name"]: (r["batch_size_effective"], r.get("conditions_per_batch")) for r in whole})
 assert by_key(whole) == alone
 assert len({*alone.values()}) > len(alone) // 2
-records("parts", SWEEPS[2:])
-assert records("parts") == whole
+records("parts", SWEEPS[:1], 1, 3)
+assert records("parts", SWEEPS, 2, 3) == whole
 print("resumed")
