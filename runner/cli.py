@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,8 +134,10 @@ def _check(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from runner.env_container import check_results_stay
     from runner.env_provenance import versions
+    from runner.run_ahead import begin_workers
     from runner.run_estimate import Rate
     from runner.run_shard import Shard
+    from runner.run_team import Asked
 
     shard = Shard.parse(options.shard) if options.shard is not None else None
     rate = Rate.parse(options.rate, dry_run=options.dry_run) if options.rate is not None else None
@@ -146,24 +148,25 @@ def _run(options: argparse.Namespace) -> int:
 
     cli_console.set_up_logging(options.log_level)
     logger.info("degrade %(degrade)s, commit %(commit)s, torch %(torch)s, transformers %(transformers)s", versions())
-    # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first log line.
-    from runner import cli_dry_run, model_load, run
-    from runner.run_workers import Asked
-
-    model_load.quieten()
     asked = Asked(
         gpus=options.gpus,
         processes=options.processes,
         gpus_per_model=options.gpus_per_model,
         ray_address=options.ray_address,
     )
-    for path, spec in specs:
-        logger.info("spec %s", path)
-        if options.dry_run:
-            more = {"force": options.force, "shard": shard, "rate": rate}
-            cli_dry_run.preview(spec, path.parent, options.results, cli_console.output, **more)
-        else:
-            run.run(spec, path.parent, options.results, force=options.force, shard=shard, asked=asked)
+    with nullcontext() if options.dry_run else begin_workers(asked, specs[0][1]) as begun:
+        # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first line.
+        from runner import cli_dry_run, model_load, run
+
+        model_load.quieten()
+        for path, spec in specs:
+            logger.info("spec %s", path)
+            if options.dry_run:
+                more = {"force": options.force, "shard": shard, "rate": rate}
+                cli_dry_run.preview(spec, path.parent, options.results, cli_console.output, **more)
+            else:
+                more = {"force": options.force, "shard": shard, "asked": asked, "begun": begun}
+                run.run(spec, path.parent, options.results, **more)
     return 0
 
 

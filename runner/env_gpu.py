@@ -1,11 +1,23 @@
-"""Why there is no GPU to compute on, and what to do about it."""
+"""How many GPUs a host shows, and why there is none to compute on, and what to do about it."""
 
 import ctypes
+import os
+from pathlib import Path
 
 # The oldest driver branch for each CUDA major version; within one, any driver runs any program (minor version
 # compatibility, NVIDIA's "CUDA Compatibility").
 DRIVERS = {12: "R525", 13: "R580"}
 CPU_INSTEAD = "Or compute on the CPU: --device cpu."
+
+
+def visible_gpus(devices: Path = Path("/dev")) -> int:
+    """How many GPUs are to be expected here, told without the second that CUDA takes to count them.
+
+    Parts of a GPU (MIG) are not looked for.
+    """
+    there = sum(path.name.removeprefix("nvidia").isdecimal() for path in devices.glob("nvidia*"))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if chosen is None else min(there, sum(bool(one.strip()) for one in chosen.split(",")))
 
 
 def why_no_gpu() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import asdict, frozen
 
@@ -30,14 +31,23 @@ from runner.run_setup import spelt_out
 from runner.run_shapes import parts_of
 from runner.run_shard import Shard
 from runner.run_start import Start
-from runner.run_workers import ONE_FOR_EVERY_GPU, Asked, Workers, call_workers, start_workers
+from runner.run_team import ONE_FOR_EVERY_GPU, Asked
+from runner.run_workers import Workers, call_workers, start_workers
 from runner.run_writer import RecordWriter
 from runner.spec import Spec
 from runner.task_files import digests_of
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens, check, tokenise
 
+if TYPE_CHECKING:  # which imports Ray
+    from runner.run_ray import RayProcesses
+
 logger = logging.getLogger(__name__)
+
+UNASKED = (
+    "{} damaged models could not be asked, the log says which and why; everything else is saved: run the same command "
+    "again"
+)
 
 
 @frozen
@@ -63,8 +73,11 @@ def run(
     force: bool = False,
     shard: Shard | None = None,
     asked: Asked = ONE_FOR_EVERY_GPU,
+    begun: "RayProcesses | None" = None,
 ) -> None:
     """Do what of a spec, or of a shard of it, is not done yet, and append it to the results files.
+
+    Worker processes that have `begun` (`run_ahead.begin_workers`) are used where they suit.
 
     Raises:
         SpecError: the spec asks for what cannot be, or for other settings than those of an existing file.
@@ -79,7 +92,7 @@ def run(
             logger.info("%s%s: nothing to do, every record is there", spec.name, f", shard {shard}" if shard else "")
             return
         units = sum(len(work_units(experiment.pending)) for experiment in experiments)
-        processes = files.enter_context(call_workers(asked, spec, inputs, units))
+        processes = files.enter_context(call_workers(asked, spec, inputs, units, begun))
         tokens = tokenise(spec, inputs)
         experiments = [guarded(e, partial(check_asked, e.past, spec, inputs, tokens)) for e in experiments]
         order_finished(experiments, spec)
@@ -95,10 +108,7 @@ def run(
                     if mixed or isinstance(worker, Pool) or is_mixed(experiment):
                         order_records(experiment.file, plan_rank(all_conditions(spec)))
             if worker.failures:
-                raise SetupError(
-                    f"{len(worker.failures)} damaged models could not be asked, the log says which and why; everything "
-                    "else is saved: run the same command again"
-                )
+                raise SetupError(UNASKED.format(len(worker.failures)))
 
 
 def is_mixed(experiment: Experiment) -> bool:

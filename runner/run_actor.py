@@ -7,31 +7,43 @@ import pickle
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from runner.cli_boundary import OBJECTS_PER_COLLECTION
+
+# Of every worker, in this order: the first says what transformers need not import.
+AT_ONCE = ("runner.run_remote", "transformers.modeling_utils", "transformers.masking_utils")
 
 Said = tuple[str, int, str]  # logger, level, message
 
 
 class Actor:
-    """What Ray makes an actor of; imported without torch, which reads the environment when it is loaded."""
+    """What Ray makes an actor of; imported without torch, which reads the environment when it is loaded.
 
-    def __init__(self, environment: Mapping[str, str], assignment: bytes) -> None:
-        """`assignment` is a pickled `run_remote.Assignment`; a process obeys `prepare`, `begin`, then calls."""
+    A process obeys `assign`, `begin`, then calls.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Import what takes its time and needs no word of the driver yet."""
         os.environ.update(environment)
         gc.set_threshold(OBJECTS_PER_COLLECTION)
-        from runner.run_remote import RemoteWorker
-
-        self._worker = RemoteWorker(pickle.loads(assignment))  # noqa: S301 - of our driver
+        for name in AT_ONCE:
+            import_module(name)
         self._said = list[Said]()
         log = logging.getLogger("runner")
         log.setLevel("DEBUG")
         log.propagate = False
         log.addHandler(_Collector(self._said))
 
-    def prepare(self) -> None:
-        """Do what needs no word of the driver yet; what fails now fails again in the first call, which can say so."""
+    def assign(self, assignment: bytes) -> None:
+        """Hear, as a pickled `run_team.Assignment`, what the work is, and do what can be done beside the driver.
+
+        What fails now fails again in the first call, which can say so.
+        """
+        from runner.run_remote import RemoteWorker
+
+        self._worker = RemoteWorker(pickle.loads(assignment))  # noqa: S301 - of our driver
         with suppress(Exception):
             self._worker.prepare()
 

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from attrs import frozen
-
 from runner.decode_batch import BatchShape
 from runner.decode_engine import EngineChoice
 from runner.errors import DegradeError, DeviceMemoryError, SetupError, SpecError, stop_if_asked
 from runner.run_plan import WorkerFacts
+from runner.run_team import Reply
 
 logger = logging.getLogger(__name__)
 
@@ -21,17 +20,6 @@ MOST_STARTS = 3  # in a row without an answer
 # Of what the first took, and at least so many seconds: then the others are not waited for, and join when they can.
 PATIENCE_FACTOR, PATIENCE_SECONDS = 2.0, 60.0
 LONGEST_START_SECONDS = 3600.0  # where no worker works: the model may have to be fetched first
-
-
-@frozen
-class Reply:
-    """What became of a call: a value, or an error; where the process is gone, one reply stands for all its calls."""
-
-    worker: int
-    method: str
-    arguments: tuple[Any, ...] = ()
-    value: Any = None
-    error: Exception | None = None
 
 
 class Processes(Protocol):

@@ -9,10 +9,11 @@ from attrs import define, field
 from runner.decode_batch import BatchShape
 from runner.decode_engine import SLOWEST_FIRST, WITH_COPIES, Name, fastest_for
 from runner.errors import DeviceMemoryError, SetupError
-from runner.run_members import POLL_SECONDS, Members, Processes, Reply, in_words
+from runner.run_members import POLL_SECONDS, Members, Processes, in_words
 from runner.run_plan import AnswerBatch, Failure, WorkerFacts, WorkUnit
 from runner.run_queue import HUNG_FACTOR, HUNG_SECONDS, OVERDUE_FACTOR, UnitQueue
 from runner.run_start import Start
+from runner.run_team import Reply
 from runner.spec_methods import Damage
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,9 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve
 
 from runner import model_load
 from runner.decode_batch import BatchShape
@@ -18,30 +17,10 @@ from runner.run_identity import tokens_digest
 from runner.run_plan import AnswerBatch, WorkerFacts, WorkUnit
 from runner.run_setup import prepare_run
 from runner.run_start import Start
+from runner.run_team import Assignment
 from runner.run_worker import Worker
-from runner.spec import Spec
 from runner.spec_methods import Damage
-from runner.task_tokens import TaskInputs, Tokens, tokenise
-
-
-@frozen(kw_only=True)
-class Assignment:
-    """What all workers of a run are told when they start."""
-
-    spec: Spec
-    inputs: TaskInputs
-    folder: Path  # where the driver runs, from which paths in the spec may begin
-    threads: int  # of a worker on a CPU
-
-
-@frozen(kw_only=True)
-class Team:
-    """Workers in processes of their own, with so many GPUs each (none on a CPU), here or on a Ray cluster."""
-
-    workers: int | None  # None: as many as the cluster has room for, and there is work for
-    most: int  # for so many there is work
-    gpus_per_model: int
-    address: str | None = None
+from runner.task_tokens import Tokens, tokenise
 
 
 class RemoteWorker:

@@ -1,6 +1,5 @@
 """Who does the work of a run: the worker of this process, or several in processes of their own."""
 
-import importlib.util
 import logging
 import os
 from collections.abc import Collection, Iterator
@@ -9,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
 
 from runner.errors import SetupError, SpecError
 from runner.model_load import choose_device, fits, wake
 from runner.run_identity import tokens_digest
 from runner.run_pool import Pool
-from runner.run_remote import Assignment, Team
 from runner.run_setup import prepare_run
+from runner.run_team import ONE_FOR_EVERY_GPU, Asked, Assignment, Team, has_ray
 from runner.run_worker import Worker
 from runner.spec import Spec
 from runner.task_tokens import TaskInputs, Tokens
@@ -28,19 +26,6 @@ logger = logging.getLogger(__name__)
 
 Workers = Worker | Pool
 HINT = "Run: pip install '.[cluster]' in degrade's folder"
-
-
-@frozen(kw_only=True)
-class Asked:
-    """What a command line says of workers; with no numbers, one for every GPU that is visible, or one on a CPU."""
-
-    gpus: int | None = None
-    processes: int | None = None
-    gpus_per_model: int | None = None
-    ray_address: str | None = None
-
-
-ONE_FOR_EVERY_GPU = Asked()
 
 
 def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
@@ -67,9 +52,9 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     some_of_them = 1 < size < torch.cuda.device_count()  # a process of its own sees no more than it is to use
     if workers < 2 and not some_of_them:  # noqa: PLR2004 - one needs no other process
         return None
-    if not _has_ray() and _is_spread(asked, spec):
+    if not has_ray() and _is_spread(asked, spec):
         return None
-    if asked == ONE_FOR_EVERY_GPU and not _has_ray():
+    if asked == ONE_FOR_EVERY_GPU and not has_ray():
         logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
         return None
     _check_ray()
@@ -95,23 +80,23 @@ def _is_spread(asked: Asked, spec: Spec) -> bool:
     return not fits(spec.model, torch.device("cuda", 0))
 
 
-def _has_ray() -> bool:
-    return importlib.util.find_spec("ray") is not None
-
-
 def _check_ray() -> None:
     """Refuse several workers without Ray.
 
     Raises:
         SetupError: it is not installed.
     """
-    if not _has_ray():
+    if not has_ray():
         raise SetupError(f"several workers need the package ray. {HINT}")
 
 
 @contextmanager
-def call_workers(asked: Asked, spec: Spec, inputs: TaskInputs, units: int) -> "Iterator[RayProcesses | None]":
+def call_workers(
+    asked: Asked, spec: Spec, inputs: TaskInputs, units: int, begun: "RayProcesses | None" = None
+) -> "Iterator[RayProcesses | None]":
     """The processes for so many units of work, which begin to start; None for the one worker of this process.
+
+    Those that have `begun` by now are taken if they suit, and end with the block in any case.
 
     Raises:
         SpecError, SetupError: what is asked for cannot be, or Ray is not there.
@@ -119,6 +104,9 @@ def call_workers(asked: Asked, spec: Spec, inputs: TaskInputs, units: int) -> "I
     if not asked.ray_address:
         choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
     team = team_of(asked, spec, units)
+    if begun is not None and (team is None or not begun.suit(team)):
+        begun.close()
+        begun = None
     if team is not None:
         from runner.run_ray import RayProcesses
 
@@ -129,7 +117,8 @@ def call_workers(asked: Asked, spec: Spec, inputs: TaskInputs, units: int) -> "I
             folder=Path.cwd(),
             threads=1 if team.address or not team.workers else max(1, (os.cpu_count() or 1) // team.workers),
         )
-        with RayProcesses(assignment, team) as processes:
+        with begun or RayProcesses(team) as processes:
+            processes.assign(assignment, team)
             if not _is_spread(asked, spec):  # found out meanwhile, for it takes a second or two
                 yield processes
                 return

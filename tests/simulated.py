@@ -12,9 +12,9 @@ from runner.decode_batch import BatchShape
 from runner.decode_engine import PLAIN, SLOWEST_FIRST, EngineChoice
 from runner.decode_reference import Agreement
 from runner.errors import WorkerLostError
-from runner.run_members import Reply
 from runner.run_plan import Answer, AnswerBatch, DamageReport, WorkerFacts, WorkUnit
 from runner.run_start import Start
+from runner.run_team import Reply
 
 Fate = Callable[[int, str, WorkUnit | None], tuple[float, Exception | None]]  # seconds, and the error it ends with
 NEVER = float("inf")

@@ -15,7 +15,12 @@ from helpers import Command, done, records_in, records_so_far
 from ray.exceptions import RayError
 from records import parse
 
-from runner.run_ray import short_folder, why_gone
+from runner.env_gpu import visible_gpus
+from runner.run_ahead import expected_team
+from runner.run_ray import why_gone
+from runner.run_ray_start import short_folder
+from runner.run_team import Asked, Team
+from runner.spec import load_spec
 
 MARK = "PYTEST_CURRENT_TEST"  # whose value is that of one test, and which all that it starts inherits
 LONGEST_SECONDS = 300
@@ -165,6 +170,67 @@ def test_one_process_is_this_process(degrade: Command, study: Path, results_of_a
     run = done(degrade("--processes", "1"))
     assert "workers load the model" not in run.stderr
     assert records_in(study / "results") == records_in(results_of_a_run)
+
+
+@pytest.mark.slow
+def test_processes_that_began_before_the_run_knew_what_is_left_end_where_they_have_nothing_to_do(
+    degrade: Command, finished: Path, results_of_a_run: Path
+) -> None:
+    """All four where every record is there, two of them where two models are, three and more where it is one."""
+    assert "nothing to do" in done(degrade("--processes", "4")).stderr
+    for path in (finished / "results").glob("outputs_uni_quant_*"):
+        path.unlink()
+    assert "2 workers load the model" in done(degrade("--processes", "4")).stderr
+    assert records_in(finished / "results") == records_in(results_of_a_run)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "chosen", "expected"),
+    [
+        (Asked(), "cpu", None, None),
+        (Asked(processes=2), "cpu", None, (2, 0)),
+        (Asked(processes=99), "cpu", None, (12, 0)),  # as many as the spec has conditions
+        (Asked(), "auto", None, (4, 1)),
+        (Asked(), "cuda", "2,3", (2, 1)),
+        (Asked(), "auto", "3", None),
+        (Asked(), "auto", "", None),
+        (Asked(), "cuda:1", None, None),
+        (Asked(gpus=1), "auto", None, None),
+        (Asked(gpus=3), "auto", None, (3, 1)),
+        (Asked(gpus_per_model=2), "auto", None, (2, 2)),
+        (Asked(gpus_per_model=3), "auto", None, None),
+        (Asked(gpus=9), "auto", None, (4, 1)),  # what is asked for is refused later
+        (Asked(ray_address="auto"), "auto", None, None),
+    ],
+)
+def test_the_team_is_known_before_torch_is_imported(
+    asked: Asked,
+    device: str,
+    chosen: str | None,
+    expected: tuple[int, int] | None,
+    study: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the command line, and from the GPUs that the system shows: four here."""
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm", "null"):
+        (study / name).touch()
+    monkeypatch.setattr("runner.run_ahead.visible_gpus", lambda: visible_gpus(study))
+    if chosen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    team = expected_team(asked, load_spec(study / "specs" / "tiny.toml").on(device))
+    assert (team and (team.workers, team.gpus_per_model)) == expected
+
+
+def test_a_team_holds_another_on_the_same_devices_that_is_no_larger() -> None:
+    """Whose processes can then do the work."""
+    four = Team(workers=4, most=4, gpus_per_model=1)
+    assert four.holds(Team(workers=2, most=9, gpus_per_model=1))
+    assert not four.holds(Team(workers=5, most=9, gpus_per_model=1))
+    assert not four.holds(Team(workers=2, most=2, gpus_per_model=2))
+    assert not four.holds(Team(workers=2, most=2, gpus_per_model=0))
+    assert not four.holds(Team(workers=None, most=2, gpus_per_model=1, address="auto"))
 
 
 def test_a_host_on_which_no_worker_can_begin_says_why() -> None:
