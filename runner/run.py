@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from attrs import asdict, frozen
 
@@ -17,6 +16,7 @@ from runner.errors import DeviceMemoryError, SetupError, stop_if_asked
 from runner.results_order import order_records, plan_rank
 from runner.results_sidecar import Sidecar
 from runner.run_identity import text_digest, tokens_digest
+from runner.run_local import LocalProcesses
 from runner.run_plan import Condition, PendingCondition, all_conditions, work_units
 from runner.run_pool import Pool
 from runner.run_resume import (
@@ -38,9 +38,6 @@ from runner.spec import Spec
 from runner.task_files import digests_of
 from runner.task_prompts import Prompt
 from runner.task_tokens import TaskInputs, Tokens, check, tokenise
-
-if TYPE_CHECKING:  # which imports Ray
-    from runner.run_ray import RayProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ def run(
     force: bool = False,
     shard: Shard | None = None,
     asked: Asked = ONE_FOR_EVERY_GPU,
-    begun: "RayProcesses | None" = None,
+    begun: LocalProcesses | None = None,
 ) -> None:
     """Do what of a spec, or of a shard of it, is not done yet, and append it to the results files.
 

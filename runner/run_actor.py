@@ -1,13 +1,17 @@
-"""The process of one worker that Ray started: the environment of the driver first, then what reads it, then calls."""
+"""The process of one worker: the environment of the driver first, then what reads it, then calls."""
 
 import gc
 import logging
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from runner.cli_boundary import OBJECTS_PER_COLLECTION
@@ -19,9 +23,9 @@ Said = tuple[str, int, str]  # logger, level, message
 
 
 class Actor:
-    """What Ray makes an actor of; imported without torch, which reads the environment when it is loaded.
+    """The object of a process, also what Ray makes an actor of; it obeys `assign`, `begin`, then calls.
 
-    A process obeys `assign`, `begin`, then calls.
+    Imported without torch, which reads the environment when it is loaded.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -68,6 +72,43 @@ class Actor:
         said = [*self._said]
         self._said.clear()
         return value, error, said
+
+
+def serve(descriptor: int) -> None:
+    """Obey the process at the other end of a socket (`run_local`) until that end is closed, by whatever."""
+    connection, orders = Connection(descriptor), SimpleQueue[bytes]()
+    Thread(target=_listen, args=[connection, orders], daemon=True).start()
+    actor = Actor({})
+    while True:
+        method, arguments = pickle.loads(orders.get())  # noqa: S301 - of our driver
+        if method in ("assign", "begin"):
+            getattr(actor, method)(*arguments)
+        else:
+            connection.send(actor.call(method, arguments))
+
+
+def _listen(connection: Connection, orders: "SimpleQueue[bytes]") -> None:
+    """Take what comes at once, so that the driver never waits; with the driver this process ends, whatever it does."""
+    try:
+        while True:
+            orders.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        sys.stderr.flush()
+        os._exit(0)
+
+
+class Told:
+    """What workers have said; the log has once what several say."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[int, str]] = set()
+
+    def log(self, worker: int, said: Sequence[Said]) -> None:
+        """Log what a worker said."""
+        for name, level, message in said:
+            again = (level, message) in self._said and level > logging.DEBUG
+            self._said.add((level, message))
+            logging.getLogger(name).log(logging.DEBUG if again else level, "worker %d: %s", worker, message)
 
 
 class _Collector(logging.Handler):

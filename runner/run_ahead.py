@@ -1,14 +1,11 @@
 """Worker processes that begin to start before this one imports torch, where a run is expected to need several."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 from runner.env_gpu import visible_gpus
-from runner.run_team import Asked, Team, has_ray
+from runner.run_local import LocalProcesses
+from runner.run_team import Asked, Team
 from runner.spec import Spec
-
-if TYPE_CHECKING:  # which imports Ray
-    from runner.run_ray import RayProcesses
 
 
 def expected_team(asked: Asked, spec: Spec) -> Team | None:
@@ -17,7 +14,7 @@ def expected_team(asked: Asked, spec: Spec) -> Team | None:
     None where one worker is enough, or where only the run itself can tell; what is asked for is not checked.
     """
     on_cpu, size = spec.model.device == "cpu", asked.gpus_per_model or 1
-    if asked.ray_address or not has_ray() or spec.needs_layers:
+    if asked.ray_address or spec.needs_layers:
         return None
     if on_cpu:
         workers = asked.processes or 1
@@ -30,11 +27,7 @@ def expected_team(asked: Asked, spec: Spec) -> Team | None:
     return Team(workers=workers, most=workers, gpus_per_model=0 if on_cpu else size) if workers > 1 else None
 
 
-def begin_workers(asked: Asked, spec: Spec) -> "AbstractContextManager[RayProcesses | None]":
+def begin_workers(asked: Asked, spec: Spec) -> "AbstractContextManager[LocalProcesses | None]":
     """The processes that a run of the spec can take over (`run_workers.call_workers`); they end with the block."""
     team = expected_team(asked, spec)
-    if team is None:
-        return nullcontext()
-    from runner.run_ray import RayProcesses
-
-    return RayProcesses(team)
+    return LocalProcesses(team) if team else nullcontext()

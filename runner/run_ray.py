@@ -1,15 +1,13 @@
-"""Worker processes as Ray actors, on this host or on a cluster: one process, one model and its GPUs each."""
+"""Worker processes on the hosts of a Ray cluster, as Ray's actors: one process, one model and its GPUs each."""
 
 import logging
 import os
 import pickle
-import subprocess
-import sys
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,83 +15,72 @@ import ray
 from attrs import evolve
 from ray.exceptions import RayError
 
-from runner.errors import WorkerLostError, stop_if_asked
-from runner.run_actor import Actor
-from runner.run_ray_guard import MARK
-from runner.run_ray_start import check_reachable, connect, room_for, short_folder
+from runner.cli_boundary import first_line
+from runner.errors import SetupError, SpecError, WorkerLostError, stop_if_asked
+from runner.run_actor import Actor, Told
 from runner.run_team import Assignment, Reply, Team
 
 logger = logging.getLogger(__name__)
 
+REACHABLE_SECONDS = 10.0
 # What decides about numbers or finds the model; other hosts were started without it.
 TRAVELS = ("MKL_CBWR", "HF_TOKEN", "HF_HUB_OFFLINE", "DISABLE_SAFETENSORS_CONVERSION", "TQDM_DISABLE")
 
 
 class RayProcesses:
-    """The `run_pool.Processes` of a cluster; leaving the `with` block ends them, and the Ray of this host.
+    """The `run_members.Processes` of a cluster; leaving the `with` block ends them.
 
-    Ray and its processes take longer to start than the driver has to do before it needs them: they start in a thread,
-    and import what every worker imports before they are told what to do.
+    They take longer to start than the driver has to do before it needs them: they start in a thread.
     """
 
     def __init__(self, team: Team) -> None:
-        """Workers begin to start.
+        """Nothing starts before `assign`.
 
         Raises:
             SpecError, SetupError: there is no cluster at the address.
         """
-        if team.address:
-            check_reachable(team.address)
-        self.count, self.team = team.workers or 0, team
-        self._assignment = b""
-        self._begins: tuple[str, Sequence[str]] | None = None  # what workers are told in `begin`
-        self._folder = short_folder()
-        guard = [sys.executable, "-S", str(Path(__file__).with_name("run_ray_guard.py")), self._folder]
-        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - ours
-        self._told: set[tuple[int, str]] = set()
+        check_reachable(str(team.address))
+        self.count, self._team = 0, team
+        self._orders: list[tuple[str, tuple[Any, ...]]] = []  # what each is told first, later ones too
+        self._told = Told()
         self._actors = dict[int, Any]()
         self._calls: dict[Any, Reply] = {}  # by the reference to what will come back
         # In the main thread, Ray would take SIGTERM for itself.
         self._thread = ThreadPoolExecutor(1)
-        self._started = self._thread.submit(self._start)
-        self._closed = False
+        self._started = Future[None]()
 
     def __enter__(self) -> Self:
         return self
 
     def _start(self) -> None:
-        os.environ[MARK] = self._folder
-        connect(self.team, self._folder)
-        self.count = self.team.workers or min(room_for(self.team), self.team.most)
-        self._actors |= {worker: self._actor() for worker in range(self.count)}
+        setattr(ray._private.worker, "print_to_stdstream", log_quietly)  # noqa: B010, SLF001 - there is no setting
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of `assign` and `begin`, as of the next call
+        where = f"--ray-address: {self._team.address}"
+        try:
+            ray.init(address=self._team.address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            hint = "RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster"
+            raise SetupError(f"{where}: cannot be used: {first_line(error)}. {hint}") from error
+        room = room_for(self._team)
+        self.count = min(room, self._team.most) if self._team.workers is None else self._team.workers
+        for worker in range(self.count):
+            self._begin_actor(worker)
 
-    def suit(self, team: Team) -> bool:
-        """Whether the team is among these workers, which have not ended."""
-        return not self._closed and self.team.holds(team)
-
-    def assign(self, assignment: Assignment, team: Team) -> None:
-        """Tell the workers what they work for, as soon as they are there; those that the team has no use for end."""
-        self._assignment = pickle.dumps(assignment)
-        self._started = self._thread.submit(self._assign, team, self._started)
-
-    def _assign(self, team: Team, started: Future[None]) -> None:
-        started.result()
-        for worker in range(team.workers or self.count, self.count):
-            self.stop(worker)
-        self.count = team.workers or self.count
-        for actor in self._actors.values():
-            actor.assign.remote(self._assignment)
+    def assign(self, assignment: Assignment, _: Team) -> None:
+        """Workers begin to start, and hear what they work for."""
+        self._orders.append(("assign", (pickle.dumps(assignment),)))
+        self._started = self._thread.submit(self._start)
 
     def begin(self, tokens_digest: str, groups: Sequence[str]) -> None:
-        """Let the workers load the model: tell them the digest of the prompts' tokens, and which groups are damaged.
+        """Tell the workers the digest of the prompts' tokens, and which groups are damaged: they can load the model.
 
         Raises:
-            SetupError: Ray could not be started, or the cluster has no room.
+            SetupError: the cluster cannot be used, or has no room.
         """
         self._started.result()
-        self._begins = (tokens_digest, groups)
+        self._orders.append(("begin", (tokens_digest, groups)))
         for actor in self._actors.values():
-            actor.begin.remote(*self._begins)
+            actor.begin.remote(tokens_digest, groups)
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         self.close()
@@ -101,26 +88,20 @@ class RayProcesses:
             stop_if_asked()
 
     def close(self) -> None:
-        """End every worker; once more does nothing."""
-        if self._closed:
-            return
+        """End every worker."""
         wait([self._started])
         for worker in range(self.count):
             self.stop(worker)
         ray.shutdown()
-        self._thread.shutdown()  # not sooner: with the thread that started them, Linux ends Ray's processes
-        with self._guard:  # which removes the folder, now that its input ends
-            pass
-        self._closed = True
+        self._thread.shutdown()
 
-    def _actor(self) -> Any:
+    def _begin_actor(self, worker: int) -> None:
         environment = {name: os.environ[name] for name in TRAVELS if name in os.environ}
-        kind = ray.remote(Actor).options(num_cpus=1, num_gpus=self.team.gpus_per_model, max_restarts=0)
+        kind = ray.remote(Actor).options(num_cpus=1, num_gpus=self._team.gpus_per_model, max_restarts=0)
         actor: Any = kind.remote(environment)
-        if self._begins is not None:
-            actor.assign.remote(self._assignment)
-            actor.begin.remote(*self._begins)
-        return actor
+        for method, arguments in self._orders:
+            getattr(actor, method).remote(*arguments)
+        self._actors[worker] = actor
 
     def now(self) -> float:
         """Seconds of the monotonic clock."""
@@ -147,16 +128,8 @@ class RayProcesses:
         except RayError as gone:
             self._forget(call.worker)
             return evolve(call, error=WorkerLostError(why_gone(gone)))
-        for one in said:
-            self._log(call.worker, *one)
+        self._told.log(call.worker, said)
         return evolve(call, value=value, error=error)
-
-    def _log(self, worker: int, name: str, level: int, message: str) -> None:
-        """Log what a worker said; what several say is said once."""
-        if (level, message) in self._told and level > logging.DEBUG:
-            level = logging.DEBUG
-        self._told.add((level, message))
-        logging.getLogger(name).log(level, "worker %d: %s", worker, message)
 
     def _forget(self, worker: int) -> None:
         self._calls = {reference: call for reference, call in self._calls.items() if call.worker != worker}
@@ -164,7 +137,7 @@ class RayProcesses:
     def restart(self, worker: int) -> None:
         """End what is left of a worker, forget its calls, and begin another in its place."""
         self.stop(worker)
-        self._actors[worker] = self._actor()
+        self._begin_actor(worker)
 
     def stop(self, worker: int) -> None:
         """End a worker for good, and forget its calls."""
@@ -174,9 +147,45 @@ class RayProcesses:
                 ray.kill(actor)
 
 
+def room_for(team: Team) -> int:
+    """How many workers a cluster has room for.
+
+    Raises:
+        SetupError: none.
+    """
+    resource, each = ("GPU", team.gpus_per_model) if team.gpus_per_model else ("CPU", 1)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    room = int(resources.get(resource, 0) // each)
+    if not room:
+        raise SetupError(f"--ray-address: the cluster at {team.address} has no {resource} for a worker")
+    return room
+
+
+def log_quietly(message: Mapping[str, Any], **_: Any) -> None:
+    """Keep for the log what Ray's own processes say, which Ray prints whatever `log_to_driver` is."""
+    logger.debug("Ray: %s", " ".join(map(str, message.get("lines", ()))))
+
+
 def why_gone(error: RayError) -> str:
     """Why there is no process: what it raised before the first call, which Ray tells in many lines, or the error."""
     said = str(error).strip().splitlines()
     if any("creation task" in line for line in said):
         return f"its process cannot begin: {said[-1].strip()}"
     return f"its process is gone ({type(error).__name__})"
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens, which Ray would try for minutes.
+
+    Raises:
+        SetupError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not port.isdecimal() or "/" in host or not host:
+        raise SpecError(f"--ray-address: {address!r} is neither auto nor HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise SetupError(f"--ray-address: nobody answers at {address}: {error}") from None

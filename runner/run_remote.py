@@ -12,7 +12,7 @@ from runner import model_load
 from runner.decode_batch import BatchShape
 from runner.decode_engine import SLOWEST_FIRST, EngineChoice, Name
 from runner.errors import SetupError
-from runner.model_load import choose_device, wake
+from runner.model_load import choose_device, fits, wake
 from runner.run_identity import tokens_digest
 from runner.run_plan import AnswerBatch, WorkerFacts, WorkUnit
 from runner.run_setup import prepare_run
@@ -69,6 +69,10 @@ class RemoteWorker:
             )
         worker = Worker(prepare_run(told.spec, told.inputs, self._tokens, self._groups, device))
         return worker.__enter__()
+
+    def fits(self) -> bool:
+        """See `model_load.fits`."""
+        return fits(self._assignment.spec.model, self._device)
 
     def facts(self) -> WorkerFacts:
         """See `Worker.facts`; the device is named with the model of its GPU, for others may have another."""

@@ -1,6 +1,5 @@
 """Several workers in plain values: what a command line asks for, the team, what each is told, what comes back."""
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +58,3 @@ class Reply:
     arguments: tuple[Any, ...] = ()
     value: Any = None
     error: Exception | None = None
-
-
-def has_ray() -> bool:
-    """Whether the package is installed."""
-    return importlib.util.find_spec("ray") is not None

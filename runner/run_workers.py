@@ -1,5 +1,6 @@
 """Who does the work of a run: the worker of this process, or several in processes of their own."""
 
+import importlib.util
 import logging
 import os
 from collections.abc import Collection, Iterator
@@ -9,23 +10,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from runner.errors import SetupError, SpecError
-from runner.model_load import choose_device, fits, wake
+from runner.errors import SetupError, SpecError, stop_if_asked
+from runner.model_load import choose_device, wake
 from runner.run_identity import tokens_digest
+from runner.run_local import LocalProcesses
+from runner.run_members import POLL_SECONDS
 from runner.run_pool import Pool
 from runner.run_setup import prepare_run
-from runner.run_team import ONE_FOR_EVERY_GPU, Asked, Assignment, Team, has_ray
+from runner.run_team import Asked, Assignment, Team
 from runner.run_worker import Worker
 from runner.spec import Spec
 from runner.task_tokens import TaskInputs, Tokens
 
-if TYPE_CHECKING:  # which imports Ray
-    from runner.run_ray import RayProcesses
+if TYPE_CHECKING:
+    from runner.run_ray import RayProcesses  # which imports Ray
+
+    Processes = LocalProcesses | RayProcesses
 
 logger = logging.getLogger(__name__)
 
 Workers = Worker | Pool
-HINT = "Run: pip install '.[cluster]' in degrade's folder"
 
 
 def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
@@ -52,12 +56,6 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
     some_of_them = 1 < size < torch.cuda.device_count()  # a process of its own sees no more than it is to use
     if workers < 2 and not some_of_them:  # noqa: PLR2004 - one needs no other process
         return None
-    if not has_ray() and _is_spread(asked, spec):
-        return None
-    if asked == ONE_FOR_EVERY_GPU and not has_ray():
-        logger.warning("%d GPUs are there, and one is used: for all, %s", here, HINT[0].lower() + HINT[1:])
-        return None
-    _check_ray()
     return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size)
 
 
@@ -73,27 +71,20 @@ def _models_here(asked: Asked, spec: Spec, size: int) -> int:
     return (asked.gpus or there) // size
 
 
-def _is_spread(asked: Asked, spec: Spec) -> bool:
-    """Whether a model is too large for one GPU: then one worker spreads it over all of them."""
-    if asked.ray_address or asked.gpus_per_model is not None or spec.model.device != "auto":
-        return False
-    return not fits(spec.model, torch.device("cuda", 0))
-
-
 def _check_ray() -> None:
-    """Refuse several workers without Ray.
+    """Refuse a cluster without Ray.
 
     Raises:
         SetupError: it is not installed.
     """
-    if not has_ray():
-        raise SetupError(f"several workers need the package ray. {HINT}")
+    if importlib.util.find_spec("ray") is None:
+        raise SetupError("--ray-address needs the package ray. Run: pip install '.[cluster]' in degrade's folder")
 
 
 @contextmanager
 def call_workers(
-    asked: Asked, spec: Spec, inputs: TaskInputs, units: int, begun: "RayProcesses | None" = None
-) -> "Iterator[RayProcesses | None]":
+    asked: Asked, spec: Spec, inputs: TaskInputs, units: int, begun: LocalProcesses | None = None
+) -> "Iterator[Processes | None]":
     """The processes for so many units of work, which begin to start; None for the one worker of this process.
 
     Those that have `begun` by now are taken if they suit, and end with the block in any case.
@@ -104,26 +95,31 @@ def call_workers(
     if not asked.ray_address:
         choose_device(spec.model.device)  # a missing GPU is told before anything is fetched
     team = team_of(asked, spec, units)
-    if begun is not None and (team is None or not begun.suit(team)):
+    if begun is not None and (team is None or not begun.suits(team)):
         begun.close()
         begun = None
-    if team is not None:
-        from runner.run_ray import RayProcesses
+    if team is None:
+        wake(choose_device(spec.model.device))
+        yield None
+        return
+    placed = {0: "cpu", 1: "cuda"}.get(team.gpus_per_model, "auto")
+    assignment = Assignment(
+        spec=spec.on(placed),
+        inputs=inputs,
+        folder=Path.cwd(),
+        threads=1 if team.address or not team.workers else max(1, (os.cpu_count() or 1) // team.workers),
+    )
+    with begun or _processes_of(team) as processes:
+        processes.assign(assignment, team)
+        yield processes
 
-        placed = {0: "cpu", 1: "cuda"}.get(team.gpus_per_model, "auto")
-        assignment = Assignment(
-            spec=spec.on(placed),
-            inputs=inputs,
-            folder=Path.cwd(),
-            threads=1 if team.address or not team.workers else max(1, (os.cpu_count() or 1) // team.workers),
-        )
-        with begun or RayProcesses(team) as processes:
-            processes.assign(assignment, team)
-            if not _is_spread(asked, spec):  # found out meanwhile, for it takes a second or two
-                yield processes
-                return
-    wake(choose_device(spec.model.device))
-    yield None
+
+def _processes_of(team: Team) -> "Processes":
+    if not team.address:
+        return LocalProcesses(team)
+    from runner.run_ray import RayProcesses
+
+    return RayProcesses(team)
 
 
 @contextmanager
@@ -133,7 +129,7 @@ def start_workers(
     inputs: TaskInputs,
     tokens: Tokens,
     groups: Collection[str],
-    processes: "RayProcesses | None",
+    processes: "Processes | None",
 ) -> Iterator[Workers]:
     """What does the work, ready; it ends with the block.
 
@@ -142,11 +138,27 @@ def start_workers(
     """
     if processes is not None:
         processes.begin(tokens_digest(tokens.flat), sorted(groups))
-        logger.info("%d workers load the model", processes.count)
-        yield Pool(processes)
-        return
+        if not _is_spread(asked, spec, processes):
+            logger.info("%d workers load the model", processes.count)
+            yield Pool(processes)
+            return
+        processes.close()
     device = choose_device(spec.model.device)
     if asked.gpus == 1:  # nor is the model spread over others
         spec = spec.on(str(device))
     with Worker(prepare_run(spec, inputs, tokens, groups, device)) as worker:
         yield worker
+
+
+def _is_spread(asked: Asked, spec: Spec, processes: "Processes") -> bool:
+    """Whether a model is too large for one GPU: then one worker, that of this process, spreads it over all of them.
+
+    The first of the others says so, which has by now imported what it takes to know; what goes wrong there is said
+    again in its next call.
+    """
+    if asked.ray_address or asked.gpus_per_model is not None or spec.model.device != "auto":
+        return False
+    processes.send(0, "fits")
+    while not (replies := processes.replies(POLL_SECONDS)):
+        stop_if_asked()
+    return replies[0].error is None and not replies[0].value

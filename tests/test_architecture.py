@@ -106,7 +106,7 @@ def test_modules_and_functions_are_short(module: str) -> None:
 
 
 def test_ray_is_imported_where_it_is_used() -> None:
-    """By two modules, which others import when several workers are asked for."""
+    """By one module, which others import when a cluster is asked for."""
 
     def imports_of(tree: ast.AST) -> set[str]:
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -114,15 +114,13 @@ def test_ray_is_imported_where_it_is_used() -> None:
 
     trees = {module: ast.parse((PACKAGE / f"{module}.py").read_text()) for module in MODULES}
     assert [module for module, tree in trees.items() if any(belongs_to_ray(name) for name in imports_of(tree))] == [
-        "run_ray",
-        "run_ray_start",
+        "run_ray"
     ]
     at_once = {
         module: ast.Module([node for node in tree.body if isinstance(node, ast.ImportFrom)], [])
         for module, tree in trees.items()
     }
     assert [module for module, body in at_once.items() if "runner.run_ray" in imports_of(body)] == []
-    assert [module for module, body in at_once.items() if "runner.run_ray_start" in imports_of(body)] == ["run_ray"]
 
 
 def belongs_to_ray(name: str) -> bool:

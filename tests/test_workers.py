@@ -17,8 +17,8 @@ from records import parse
 
 from runner.env_gpu import visible_gpus
 from runner.run_ahead import expected_team
+from runner.run_local import LocalProcesses, visible_to
 from runner.run_ray import why_gone
-from runner.run_ray_start import short_folder
 from runner.run_team import Asked, Team
 from runner.spec import load_spec
 
@@ -27,7 +27,7 @@ LONGEST_SECONDS = 300
 
 
 def started() -> dict[int, bytes]:
-    """The processes that commands of this test have started, those of Ray, and their command lines."""
+    """The processes that commands of this test have started, and their command lines."""
     mark, found = f"{MARK}={os.environ[MARK]}".encode(), {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -38,8 +38,8 @@ def started() -> dict[int, bytes]:
 
 
 def workers() -> list[int]:
-    """The processes in which Ray holds a worker."""
-    return [pid for pid, line in started().items() if line.startswith(b"ray::Actor")]
+    """The processes of workers."""
+    return [pid for pid, line in started().items() if b"degrade worker" in line]
 
 
 def wait_for(what: Callable[[], object], process: "subprocess.Popen[str] | None" = None) -> None:
@@ -53,7 +53,7 @@ def wait_for(what: Callable[[], object], process: "subprocess.Popen[str] | None"
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """No process of ours or of Ray's outlives the command for long, however that ended."""
+    """No process of ours outlives the command for long, however that ended."""
     yield
     wait_for(lambda: not started())
 
@@ -93,10 +93,10 @@ def test_four_workers_of_which_one_is_killed_make_the_records_of_one(
     os.kill(workers()[-1], signal.SIGKILL)
     printed, said = process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode == 0, said
-    assert not printed, "what Ray says of a worker that is gone belongs into the log"
+    assert not printed
     assert records_in(study / "results") == records_in(results_of_a_run)
     assert are_in_order(study)
-    assert "its process is gone" in said
+    assert "its process is gone (SIGKILL" in said
     assert said.count("float32 holds 62 distinct values of 64") == 1
     assert "worker 0: " in said
     assert len(priorities) == 1, "on a busy host its workers would wait for others"
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_the_prompts_is_said_while_workers_start(degrade: Com
 
 
 def test_one_process_is_this_process(degrade: Command, study: Path, results_of_a_run: Path) -> None:
-    """Without Ray."""
+    """Without others."""
     run = done(degrade("--processes", "1"))
     assert "workers load the model" not in run.stderr
     assert records_in(study / "results") == records_in(results_of_a_run)
@@ -243,13 +243,38 @@ def test_a_host_on_which_no_worker_can_begin_says_why() -> None:
     assert why_gone(RayError("The actor died unexpectedly")) == "its process is gone (RayError)"
 
 
-def test_the_path_of_a_socket_is_short_wherever_temporary_files_go(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_process_that_cannot_begin_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the words that it printed last, as the reply to every call."""
+    with monkeypatch.context() as without_paths:
+        without_paths.setattr("sys.path", [str(tmp_path)])
+        processes = LocalProcesses(Team(workers=1, most=1, gpus_per_model=0))
+    with processes:
+        for _ in range(2):
+            processes.send(0, "facts")
+            (reply,) = processes.replies(LONGEST_SECONDS)
+            assert (
+                str(reply.error) == "its process is gone (exit code 1: ModuleNotFoundError: No module named 'runner')"
+            )
+            wait_for(lambda: not workers())
+
+
+@pytest.mark.parametrize(
+    ("worker", "gpus", "chosen", "shown"),
+    [
+        (3, 0, None, {}),
+        (0, 1, None, {"CUDA_VISIBLE_DEVICES": "0"}),
+        (3, 1, None, {"CUDA_VISIBLE_DEVICES": "3"}),
+        (1, 2, None, {"CUDA_VISIBLE_DEVICES": "2,3"}),
+        (1, 2, "5,1, 7 ,2", {"CUDA_VISIBLE_DEVICES": "7,2"}),
+        (1, 1, "GPU-26156598,MIG-fd7a5fe8", {"CUDA_VISIBLE_DEVICES": "MIG-fd7a5fe8"}),
+    ],
+)
+def test_a_worker_sees_its_own_gpus(
+    worker: int, gpus: int, chosen: str | None, shown: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Slurm job's folder, or that of macOS, has a long name."""
-    place = tmp_path / ("a" * 60)
-    place.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(place))
-    folder = Path(short_folder())
-    folder.rmdir()
-    assert folder.parent == Path("/tmp")  # noqa: S108
+    """Of those that the command sees; no two workers have one in common."""
+    if chosen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert visible_to(worker, gpus) == shown

@@ -131,8 +131,8 @@ def measure(folder: Path, name: str, *arguments: str, kill: bool = False, spread
                 appends.append(time.time())
             peak = max(peak, memory_of(process.pid))
             if kill and not killed and appends and time.time() > appends[0] + 10:
-                actors = [pid for pid, line in processes_of(process.pid).items() if line.startswith("ray::Actor")]
-                os.kill(actors[-1], signal.SIGKILL)
+                workers = [pid for pid, line in processes_of(process.pid).items() if "degrade worker" in line]
+                os.kill(workers[-1], signal.SIGKILL)
                 killed = True
         ended = time.time()
     records = len(records_in(results))
