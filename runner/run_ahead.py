@@ -11,10 +11,10 @@ from runner.spec import Spec
 def expected_team(asked: Asked, spec: Spec) -> Team | None:
     """The team on this host that a run will have if its records are still to be made, told without torch.
 
-    None where one worker is enough, or where only the run itself can tell; what is asked for is not checked.
+    None where one worker is enough; what is asked for is not checked.
     """
     on_cpu, size = spec.model.device == "cpu", asked.gpus_per_model or 1
-    if asked.ray_address or spec.needs_layers:
+    if asked.ray_address:
         return None
     if on_cpu:
         workers = asked.processes or 1
@@ -22,8 +22,8 @@ def expected_team(asked: Asked, spec: Spec) -> Team | None:
         workers = 1
     else:
         workers = min(asked.gpus or visible_gpus(), visible_gpus()) // size
-    conditions = spec.run.n_rep * sum(len(curve.resolved_levels()) for curve in spec.curves())
-    workers = min(workers, conditions)
+    if not spec.needs_layers:  # which are many conditions
+        workers = min(workers, spec.run.n_rep * sum(len(curve.resolved_levels()) for curve in spec.curves()))
     return Team(workers=workers, most=workers, gpus_per_model=0 if on_cpu else size) if workers > 1 else None
 
 

@@ -223,6 +223,13 @@ def test_the_team_is_known_before_torch_is_imported(
     assert (team and (team.workers, team.gpus_per_model)) == expected
 
 
+def test_a_grid_whose_curves_the_model_decides_has_work_for_all(study: Path) -> None:
+    """How many layers there are is not known yet."""
+    spec = load_spec(study / "specs" / "tiny.toml", ['sweeps.0.each="layer"'])
+    assert spec.needs_layers
+    assert expected_team(Asked(processes=20), spec) == Team(workers=20, most=20, gpus_per_model=0)
+
+
 def test_a_team_holds_another_on_the_same_devices_that_is_no_larger() -> None:
     """Whose processes can then do the work."""
     four = Team(workers=4, most=4, gpus_per_model=1)
