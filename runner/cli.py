@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING
 from runner import cli_export, cli_lm_eval, cli_localize, cli_merge
 from runner.cli_boundary import OBJECTS_PER_COLLECTION
 from runner.cli_parser import build_check_parser, build_parser, build_report_parser, build_verify_parser
-from runner.errors import SetupError, SpecError, Terminated, forget_stop, stop
+from runner.errors import SetupError, SpecError, Terminated, asked_to_stop, forget_stop, stop, stop_if_asked
 
 if TYPE_CHECKING:  # everything that takes its time is imported behind the boundary that `main` is
     from runner.spec import Spec
 
 logger = logging.getLogger("runner.cli")  # also where this module is the program itself
 
-UNFORESEEN, NOBODY_READS, INTERRUPTED, TERMINATED = 1, 141, 130, 143
+UNFORESEEN, NOBODY_READS = 1, 141
+STOPPED: dict[type[BaseException], tuple[str, int]] = {
+    KeyboardInterrupt: ("interrupted", 130),
+    Terminated: ("terminated", 143),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,13 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _obey(arguments, place)
         sys.stdout.flush()
         _ignore_signals()
-    except KeyboardInterrupt:
-        return _stopped("interrupted", INTERRUPTED)
-    except Terminated:
-        return _stopped("terminated", TERMINATED)
     except BrokenPipeError:
         return _nobody_reads()
     except BaseException as error:  # noqa: BLE001 - panics of Rust libraries included, which are no Exception
+        # Where a signal strikes in compiled code, its exception may become another, as in torch's import of NumPy.
+        if (kind := asked_to_stop() or type(error)) in STOPPED:
+            return _stopped(*STOPPED[kind])
         if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # rich makes this of it
             return _nobody_reads()
         return _failed(error, arguments, place)
@@ -158,6 +161,7 @@ def _run(options: argparse.Namespace) -> int:
         # Imported now: these bring torch and transformers, which a wrong spec need not wait for, nor the first line.
         from runner import cli_dry_run, model_load, run
 
+        stop_if_asked()  # compiled code that is imported may have dropped it
         model_load.quieten()
         for path, spec in specs:
             logger.info("spec %s", path)

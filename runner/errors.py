@@ -46,6 +46,11 @@ def stop(kind: type[BaseException]) -> NoReturn:
     raise kind
 
 
+def asked_to_stop() -> type[BaseException] | None:
+    """What the last signal meant, if one asked to stop."""
+    return _asked_to_stop[-1] if _asked_to_stop else None
+
+
 def stop_if_asked() -> None:
     """Raise what a signal meant, if that was dropped where it struck.
 

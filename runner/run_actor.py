@@ -4,7 +4,6 @@ import gc
 import logging
 import os
 import pickle
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -76,6 +75,7 @@ class Actor:
 
 def serve(descriptor: int) -> None:
     """Obey the process at the other end of a socket (`run_local`) until that end is closed, by whatever."""
+    os.set_inheritable(descriptor, False)  # noqa: FBT003 - what this process starts would keep it open
     connection, orders = Connection(descriptor), SimpleQueue[bytes]()
     Thread(target=_listen, args=[connection, orders], daemon=True).start()
     actor = Actor({})
@@ -93,7 +93,6 @@ def _listen(connection: Connection, orders: "SimpleQueue[bytes]") -> None:
         while True:
             orders.put(connection.recv_bytes())
     except (EOFError, OSError):
-        sys.stderr.flush()
         os._exit(0)
 
 

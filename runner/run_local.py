@@ -18,12 +18,14 @@ from typing import Any, BinaryIO, Self
 
 from attrs import define, evolve, field
 
-from runner.errors import WorkerLostError
+from runner.cli_boundary import first_line
+from runner.errors import SetupError, WorkerLostError
 from runner.run_actor import Told
 from runner.run_team import Assignment, Reply, Team
 
 PROGRAM = "import sys; sys.path[:] = {path!r}; from runner.run_actor import serve; serve({descriptor})"
-LONGEST_END_SECONDS = 5.0  # from the end of a process's socket to its own
+LONGEST_END_SECONDS = 5.0  # of a process that is killed, or whose socket is closed
+LAST_WORDS = 4096  # bytes of what a process printed
 
 
 @define(eq=False)
@@ -35,17 +37,22 @@ class Member:
     connection: Connection
     printed: BinaryIO
     calls: deque[Reply] = field(factory=deque)
+    outbox: "SimpleQueue[bytes]" = field(factory=SimpleQueue)
 
 
 class LocalProcesses:
     """The `run_members.Processes` of this host; leaving the `with` block ends them.
 
     They import what every worker imports before they are told what to do, so that they can be started before that is
-    known. A process ends by itself when this one is gone, however that died.
+    known. A process ends by itself when this one is gone, however that died; one that is stopped does when it goes on.
     """
 
     def __init__(self, team: Team) -> None:
-        """Workers begin to start."""
+        """Workers begin to start.
+
+        Raises:
+            SetupError: this host cannot start them.
+        """
         self.count, self.team = team.workers or 0, team
         self._orders: list[tuple[str, tuple[Any, ...]]] = []  # what each is told first, later ones too
         self._arrived: SimpleQueue[tuple[Member, bytes | None]] = SimpleQueue()
@@ -59,24 +66,15 @@ class LocalProcesses:
         self.close()
 
     def _start(self, worker: int) -> Member:
-        ours, theirs = socket.socketpair()
-        printed = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as the process is there
-        program = PROGRAM.format(path=sys.path, descriptor=theirs.fileno())
-        with theirs:
-            process = subprocess.Popen(  # noqa: S603 - ours
-                [sys.executable, "-c", program, f"degrade worker {worker}"],
-                pass_fds=[theirs.fileno()],
-                env=os.environ | visible_to(worker, self.team.gpus_per_model),
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,
-                start_new_session=True,  # a signal for all of this command is for the driver, which ends the workers
-            )
-        member = Member(worker, process, Connection(ours.detach()), printed)
-        # In a thread: of a process that is stopped in the middle of a reply, the rest may never come.
-        Thread(target=self._listen, args=[member], daemon=True).start()
+        try:
+            member = begin_member(worker, self.team.gpus_per_model)
+        except OSError as error:
+            raise SetupError(f"the process of a worker cannot be started: {error}") from None
+        # In threads: a process that is stopped neither reads an order, nor ends a reply in whose middle it is.
+        for work in (self._listen, self._speak):
+            Thread(target=work, args=[member], daemon=True).start()
         for method, arguments in self._orders:
-            self._tell(member, method, arguments)
+            tell(member, method, arguments)
         return member
 
     def _listen(self, member: Member) -> None:
@@ -85,11 +83,12 @@ class LocalProcesses:
                 self._arrived.put((member, member.connection.recv_bytes()))
         self._arrived.put((member, None))
 
-    def _tell(self, member: Member, method: str, arguments: Sequence[Any]) -> None:
-        try:
-            member.connection.send((method, arguments))
-        except OSError:
-            self._arrived.put((member, None))
+    def _speak(self, member: Member) -> None:
+        while message := member.outbox.get():
+            try:
+                member.connection.send_bytes(message)
+            except OSError:
+                self._arrived.put((member, None))
 
     def suits(self, team: Team) -> bool:
         """Whether the team is among these workers, which have not ended."""
@@ -109,7 +108,7 @@ class LocalProcesses:
     def _order(self, method: str, *arguments: Any) -> None:
         self._orders.append((method, arguments))
         for member in self._members.values():
-            self._tell(member, method, arguments)
+            tell(member, method, arguments)
 
     def close(self) -> None:
         """End every worker."""
@@ -124,7 +123,7 @@ class LocalProcesses:
         """Call a method; the reply comes later."""
         member = self._members[worker]
         member.calls.append(Reply(worker, method, arguments))
-        self._tell(member, method, arguments)
+        tell(member, method, arguments)
 
     def replies(self, timeout: float) -> list[Reply]:
         """What came back, waiting at most so many seconds for the first."""
@@ -155,8 +154,33 @@ class LocalProcesses:
         """End a worker for good, and forget its calls."""
         if (member := self._members.pop(worker, None)) is not None:
             member.process.kill()
-            member.process.wait()
+            with suppress(subprocess.TimeoutExpired):  # one that waits for a broken device or file system ends later
+                member.process.wait(LONGEST_END_SECONDS)
+            member.outbox.put(b"")
             member.printed.close()
+
+
+def begin_member(worker: int, gpus: int) -> Member:
+    """A process that begins to serve, with GPUs of its own."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        path = [folder for folder in sys.path if isinstance(folder, str)]
+        printed = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as the process is there
+        process = subprocess.Popen(  # noqa: S603 - ours
+            [sys.executable, "-c", PROGRAM.format(path=path, descriptor=theirs.fileno()), f"degrade worker {worker}"],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | visible_to(worker, gpus),
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
+            start_new_session=True,  # a signal for all of this command is for the driver, which ends the workers
+        )
+        return Member(worker, process, Connection(ours.detach()), printed)
+
+
+def tell(member: Member, method: str, arguments: Sequence[Any]) -> None:
+    """Send an order, as soon as the process reads what is before it."""
+    member.outbox.put(pickle.dumps((method, arguments)))
 
 
 def visible_to(worker: int, gpus: int) -> dict[str, str]:
@@ -170,10 +194,11 @@ def visible_to(worker: int, gpus: int) -> dict[str, str]:
 
 def why_gone(member: Member) -> str:
     """How a process ended, and what it printed last."""
-    with suppress(subprocess.TimeoutExpired):
-        member.process.wait(LONGEST_END_SECONDS)
-    code = member.process.returncode
-    member.printed.seek(0)
+    try:
+        code = member.process.wait(LONGEST_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "its process has closed its socket"
+    member.printed.seek(max(0, member.printed.seek(0, os.SEEK_END) - LAST_WORDS))
     lines = member.printed.read().decode(errors="replace").strip().splitlines()
-    how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-    return f"its process is gone ({how}{': ' + lines[-1].strip() if lines else ''})"
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return f"its process is gone ({how}{': ' + first_line(WorkerLostError(lines[-1])) if lines else ''})"

@@ -14,10 +14,10 @@ from runner.errors import SetupError, SpecError, stop_if_asked
 from runner.model_load import choose_device, wake
 from runner.run_identity import tokens_digest
 from runner.run_local import LocalProcesses
-from runner.run_members import POLL_SECONDS
+from runner.run_members import LONGEST_START_SECONDS, POLL_SECONDS
 from runner.run_pool import Pool
 from runner.run_setup import prepare_run
-from runner.run_team import Asked, Assignment, Team
+from runner.run_team import Asked, Assignment, Reply, Team
 from runner.run_worker import Worker
 from runner.spec import Spec
 from runner.task_tokens import TaskInputs, Tokens
@@ -159,6 +159,10 @@ def _is_spread(asked: Asked, spec: Spec, processes: "Processes") -> bool:
     if asked.ray_address or asked.gpus_per_model is not None or spec.model.device != "auto":
         return False
     processes.send(0, "fits")
-    while not (replies := processes.replies(POLL_SECONDS)):
+    limit, replies = processes.now() + LONGEST_START_SECONDS, list[Reply]()
+    while not replies and processes.now() < limit:
+        replies = processes.replies(POLL_SECONDS)
         stop_if_asked()
-    return replies[0].error is None and not replies[0].value
+    if not replies:
+        processes.restart(0)
+    return bool(replies) and replies[0].error is None and not replies[0].value

@@ -247,3 +247,20 @@ def test_a_signal_that_python_drops_is_obeyed(study: Path, name: str, code: int,
     assert "Traceback" not in run.stderr
     assert run.stdout.strip() == "batches 1"
     assert 0 < len(records_in(study / "results")) < 60
+
+
+@pytest.mark.slow
+def test_a_signal_that_an_import_drops_is_obeyed(study: Path) -> None:
+    """PyTorch's compiled part imports NumPy, forgets what is raised there, and would fail later for another reason."""
+    command = [
+        sys.executable,
+        PROGRAMS / "signal_at_import.py",
+        "numpy.lib._function_base_impl",
+        str(signal.SIGINT.value),
+    ]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    arguments = ["specs/tiny.toml", "--processes", "2"]
+    run = subprocess.run([*command, *arguments], cwd=study, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 130, run.stderr
+    assert "degrade: interrupted" in run.stderr
+    assert "Traceback" not in run.stderr

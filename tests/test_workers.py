@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from operator import itemgetter
 from pathlib import Path
 
@@ -19,11 +19,23 @@ from runner.env_gpu import visible_gpus
 from runner.run_ahead import expected_team
 from runner.run_local import LocalProcesses, visible_to
 from runner.run_ray import why_gone
-from runner.run_team import Asked, Team
+from runner.run_team import Asked, Reply, Team
 from runner.spec import load_spec
 
 MARK = "PYTEST_CURRENT_TEST"  # whose value is that of one test, and which all that it starts inherits
 LONGEST_SECONDS = 300
+LEAVES_A_CHILD = """
+import subprocess
+from runner import run_actor
+
+def leave(_):
+    subprocess.Popen(["sleep", "60"], close_fds=False)
+    print("left", flush=True)
+    raise SystemExit(4)
+
+run_actor.Actor = leave
+run_actor.serve({descriptor})
+"""
 
 
 def started() -> dict[int, bytes]:
@@ -250,19 +262,57 @@ def test_a_host_on_which_no_worker_can_begin_says_why() -> None:
     assert why_gone(RayError("The actor died unexpectedly")) == "its process is gone (RayError)"
 
 
-def test_a_process_that_cannot_begin_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the words that it printed last, as the reply to every call."""
-    with monkeypatch.context() as without_paths:
-        without_paths.setattr("sys.path", [str(tmp_path)])
-        processes = LocalProcesses(Team(workers=1, most=1, gpus_per_model=0))
-    with processes:
-        for _ in range(2):
-            processes.send(0, "facts")
-            (reply,) = processes.replies(LONGEST_SECONDS)
-            assert (
-                str(reply.error) == "its process is gone (exit code 1: ModuleNotFoundError: No module named 'runner')"
-            )
-            wait_for(lambda: not workers())
+@pytest.fixture
+def programmed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], LocalProcesses]]:
+    """One process with another program than a worker's: `programmed("import os; os.abort()")`."""
+    with ExitStack() as ends:
+
+        def begin(program: str) -> LocalProcesses:
+            monkeypatch.setattr("runner.run_local.PROGRAM", program)
+            return ends.enter_context(LocalProcesses(Team(workers=1, most=1, gpus_per_model=0)))
+
+        yield begin
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import no_such_package", "exit code 1: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("import os; os.abort()", "SIGABRT"),
+        ("print('z' * 5_000_000 + chr(7)); exit(3)", "exit code 3: " + "z" * 300),
+        (
+            LEAVES_A_CHILD,
+            "exit code 4: left",
+        ),
+    ],
+)
+def test_a_process_that_cannot_go_on_says_why(
+    programmed: Callable[[str], LocalProcesses], program: str, said: str
+) -> None:
+    """In the words that it printed last, as the reply to every call, also to those after its end."""
+    processes = programmed(program)
+    for _ in range(2):
+        processes.begin("digest", ["attn_only"])
+        processes.send(0, "facts")
+        replies = list[Reply]()
+        while not replies:
+            replies = processes.replies(LONGEST_SECONDS)
+        assert [str(reply.error) for reply in replies] == [f"its process is gone ({said})"]
+    for pid, line in started().items():
+        if line.startswith(b"sleep"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_that_reads_nothing_keeps_nobody_waiting(programmed: Callable[[str], LocalProcesses]) -> None:
+    """However much it is told; it is given up as one that hangs."""
+    processes = programmed("import time; time.sleep(1000)")
+    begun = time.monotonic()
+    processes.begin("d" * 5_000_000, [])
+    processes.send(0, "facts")
+    assert processes.replies(0.1) == []
+    processes.restart(0)
+    processes.stop(0)
+    assert time.monotonic() - begun < LONGEST_SECONDS / 10
 
 
 @pytest.mark.parametrize(
