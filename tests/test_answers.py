@@ -643,6 +643,7 @@ def test_quantities_are_equal_by_value(first: str, second: str, *, same: bool) -
     assert (quantity(first) == quantity(second)) is same
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     st.text()

@@ -84,6 +84,7 @@ def test_every_flipped_bit_of_twenty_records_is_noticed(tmp_path: Path) -> None:
     assert wrong == {"unnoticed": 0, "read": 0}
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_an_exit_code(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the whole command: 0 before, 1 or 3 after, and opening the file refuses or keeps every other record."""
     assert main(["check", str(path)]) == 0
@@ -101,6 +102,7 @@ def test_a_flipped_bit_is_an_exit_code(path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_sidecar_is_noticed(path: Path) -> None:
     """Spec, runs and evidence are covered by the checksums of their parts."""
     data = sidecar_path(path).read_bytes()

@@ -83,6 +83,7 @@ def generated(folder: Path) -> list[str]:
 WINDOWED = TEXT | {"sliding_window": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes", "attention"),
     [

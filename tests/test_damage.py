@@ -186,6 +186,7 @@ def test_damage_starts_from_the_baseline_and_stays_in_place(method: Method, leve
     assert all(same_bits(target.weight, weight) for target in targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "level"), CONDITIONS)
 @pytest.mark.parametrize("block", [4, 64, 1000])
 def test_damage_does_not_depend_on_the_size_of_blocks(

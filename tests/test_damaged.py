@@ -149,6 +149,7 @@ def test_keys_of_a_sweep_and_groups_are_those_of_a_spec(llama: Any) -> None:
 LEVELS = {"uni_quant": 8, "mult_gauss": 0.3, "add_gauss": 0.3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sweep",
     [
@@ -225,6 +226,7 @@ def test_gradients_flow_through_a_damaged_model(llama: Any) -> None:
     assert norms[0] != norms[1]
 
 
+@pytest.mark.slow
 def test_a_model_in_4_bits_is_unpacked_and_packed_again(checkpoints: dict[str, Path]) -> None:
     """Its group gets plain weights within the block only; once it was used on the CPU that is too late."""
     model = load_model(locate(Model(id=str(checkpoints["llama"]))), "float32", torch.device("cpu"), load_4bit=True)

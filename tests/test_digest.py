@@ -49,6 +49,7 @@ def test_the_fingerprint_is_its_definition(dtype: torch.dtype) -> None:
         assert fingerprint(weights(dtype, size)) == reference(weights(dtype, size)), size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())

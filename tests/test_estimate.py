@@ -42,6 +42,7 @@ def test_schedules_worked_out_by_hand(durations: list[float], workers: int, expe
     assert makespan(durations, workers) == expected
 
 
+@pytest.mark.slow
 @given(durations=DURATIONS, workers=st.integers(1, 4))
 def test_a_schedule_is_within_its_bounds(durations: list[int], workers: int) -> None:
     """Never better than work and longest unit allow, and within Graham's factor 2 - 1/m of the best assignment."""

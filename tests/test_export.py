@@ -67,6 +67,7 @@ def export(degrade: Command, results: Path, where: str, out: str, **options: Any
     return degrade(str(results), "--where", where, "--out", out, spec="export", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "group", "where"),
     [
@@ -182,6 +183,7 @@ def test_a_signal_leaves_nothing(finished: Path, forks: ForkServer) -> None:
     assert list(finished.glob(".out.*.tmp")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", ["input", "output", "both"])
 def test_tied_embeddings(study: Path, degrade: Command, checkpoints: dict[str, Path], tied: str) -> None:
     """One side alone is a checkpoint whose embeddings are untied, with both sides in it."""
@@ -204,6 +206,7 @@ def test_tied_embeddings(study: Path, degrade: Command, checkpoints: dict[str, P
     assert plain(study / "mlp")[0].config.tie_word_embeddings is True
 
 
+@pytest.mark.slow
 def test_4_bits_become_plain_weights(study: Path, degrade: Command) -> None:
     """All layers are written in the numbers that the model computes in, and the perplexity is the record's."""
     done(degrade("--sweep", "gauss", "--set", "model.load_4bit=true", "--set", "run.n_rep=1"))
@@ -215,6 +218,7 @@ def test_4_bits_become_plain_weights(study: Path, degrade: Command) -> None:
     assert {type(module) for module in model.modules() if "Linear" in type(module).__name__} == {torch.nn.Linear}
 
 
+@pytest.mark.slow
 def test_a_model_of_text_and_vision(study: Path, degrade: Command, checkpoints: dict[str, Path]) -> None:
     """It stays one, with its processor."""
     spec = study / "specs" / "tiny.toml"

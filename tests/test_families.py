@@ -169,6 +169,7 @@ def zeroed(case: str, group: str) -> set[str]:
     return {"down"} if group == "mlp_down" else {"inner", "down"} | first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spy", [case for case in CASES if case != "qwen3_moe dense"], indirect=True)
 def test_each_projection_is_what_the_model_computes_with(spy: Any) -> None:
     """Zeroing a projection zeroes its output in every layer; what the first layer computes beside it keeps its bits."""
@@ -191,6 +192,7 @@ def test_each_projection_is_what_the_model_computes_with(spy: Any) -> None:
     assert all(torch.equal(a, b) for key, tensors in run().items() for a, b in zip(tensors, before[key], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_groups_partition_the_weights_that_they_name(case: str) -> None:
     """Projections share no weight and make up the groups of several; damage hits these weights and no other."""

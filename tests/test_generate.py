@@ -123,6 +123,7 @@ def test_neighbours_do_not_matter(subject: Subject, sampling: Sampling) -> None:
         assert subject.answer([stranger, question, stranger], sampling)[1] == expected[index], question.text
 
 
+@pytest.mark.slow
 def test_a_generator_forgets(subject: Subject) -> None:
     """The second batch of a generator knows nothing of the first."""
     generator = subject.generator()
@@ -152,6 +153,7 @@ def test_an_answer_ends_at_the_end_token(subject: Subject) -> None:
     assert cut == Completion(cut_behind(whole.token_ids, [end]), "eos")
 
 
+@pytest.mark.slow
 def test_nonfinite_row_ends_alone(subject: Subject) -> None:
     """A row whose logits are not finite ends as a finding; its neighbours notice nothing."""
     expected = subject.answer(subject.questions)

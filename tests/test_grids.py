@@ -91,6 +91,7 @@ SPELT_OUT = ", ".join(
 )
 
 
+@pytest.mark.slow
 def test_a_grid_makes_the_records_of_its_sweeps_written_one_by_one(degrade: Command, study: Path) -> None:
     """The same records, its layers in the sidecar, nothing to do the second time, and a table in the dry run."""
     options = ("--set", "run.n_rep=1")

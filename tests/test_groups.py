@@ -81,6 +81,7 @@ def test_text_only_and_multimodal_classes_have_the_same_names(models: Models, gr
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_vision_tower_is_never_hit(checkpoints: dict[str, Path], group: str) -> None:
     """Damage to any group of the multimodal model changes no bit outside the text decoder's tensors of that group."""

@@ -96,6 +96,7 @@ def test_every_record_says_what_was_asked_of_which_model(study: Path, run: Comma
     assert told["generation_config"]["end_tokens"] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["mlp", "lm_head"])
 def test_another_model_of_the_same_name_is_refused(
     study: Path, model: Path, run: Command, capsys: pytest.CaptureFixture[str], damaged: str
@@ -123,6 +124,7 @@ def test_another_model_is_refused_by_older_records(
     assert run(*TWO) == 0, "nothing is compared that is not there"
 
 
+@pytest.mark.slow
 def test_a_group_that_changed_is_refused_without_a_sidecar(
     study: Path, run: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +197,7 @@ def test_a_model_without_a_template_is_base(study: Path, model: Path, run: Comma
     assert {record["model_variant"] for record in records(study)} == {"base"}
 
 
+@pytest.mark.slow
 def test_a_sidecar_without_its_file_is_set_aside(study: Path, run: Command, capsys: pytest.CaptureFixture[str]) -> None:
     """It belongs to nobody: what it says refuses nothing, and stays under a dated name."""
     assert run(*ONE) == 0

@@ -376,6 +376,7 @@ def test_lab_is_close_to_its_colours(tmp_path: Path) -> None:
     assert abs(difference).max() <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_jpegs_of_every_kind_are_close_to_their_source(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
@@ -443,6 +444,7 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int, kind
     assert [name for name, place in corners.items() if image.getpixel(place)[0] > 128] == [corner]
 
 
+@pytest.mark.slow
 def test_equal_pixels_have_equal_digests(tmp_path: Path) -> None:
     """The digest names the picture, whatever its file is called and however it is packed."""
     source = noise()

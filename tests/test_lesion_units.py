@@ -146,6 +146,7 @@ def seen_heads(model: Any, patch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["head", "kv_head"])
 def test_an_ablated_head_is_gone(case: str, kind: UnitKind, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +178,7 @@ def test_an_ablated_head_is_gone(case: str, kind: UnitKind, monkeypatch: pytest.
         assert not torch.equal(logits_of(model), intact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_an_ablated_neuron_does_is_without_effect(case: str) -> None:
     """Whatever its activation is forced to, the logits are the same; and by its rows alone its activation is zero."""
@@ -255,6 +257,7 @@ def test_a_layer_that_cannot_be_skipped_is_refused() -> None:
         find_units(model, targets_of(model, "all"), "layer", KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_an_ablated_channel_is_neither_written_nor_read(case: str) -> None:
     """It is zero wherever the stream can be seen, and chance in what the matrices read of it changes nothing."""
@@ -413,6 +416,7 @@ def _axes(text: str) -> list[str]:
     return [*before.split(), *([f"[{inside}]"] if bracket else []), *behind.split()]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(drawn=locations())
 def test_any_axes_are_numbered_as_by_hand(drawn: tuple[WeightLocation, list[int], int, list[str]]) -> None:

@@ -217,6 +217,7 @@ SWEEP = (
 )
 
 
+@pytest.mark.slow
 def test_a_study_of_selected_neurons_through_the_command(degrade: Command, forks: ForkServer, study: Path) -> None:
     """Curves, digests that verify, the file in the sidecar, and no going on with other scores."""
     refused(degrade("--set", SWEEP), 2, "sweeps[0].scores: there is no 'words.safetensors'", "degrade localize")

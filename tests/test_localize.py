@@ -261,6 +261,7 @@ def test_contrast_is_welch_of_scipy_on_means_of_texts() -> None:
 # Weights.
 
 
+@pytest.mark.slow
 @EVERY_CASE
 def test_gradient_is_that_of_each_text_by_itself(case: str) -> None:
     """|w| times |dlog p / dw|, from `torch.autograd.grad` of transformers' own loss, text by text; nothing stays."""
@@ -354,6 +355,7 @@ def test_wanda_refuses_what_multiplies_nothing() -> None:
             scored(by_wanda(model, targets_of(model, group), TEXTS, "group"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "phi3", "gpt2", "gpt_neox", "falcon"])
 def test_scores_of_units_are_means_of_their_weights(case: str) -> None:
     """Of each neuron and head: set its weights, and no others, to 1; its mean is 1 then, that of all others 0."""
@@ -390,6 +392,7 @@ def test_layers_that_a_group_has_not_get_nothing() -> None:
 NUMBERS = st.floats(-4, 4, width=16) | st.floats(-(2.0**126), 2.0**126, width=32)
 
 
+@pytest.mark.slow
 @given(
     parts=st.lists(
         hnp.arrays(np.float32, st.integers(1, 40), elements=NUMBERS),
@@ -474,6 +477,7 @@ def facts_of(path: Path) -> dict[str, Any]:
         return found
 
 
+@pytest.mark.slow
 def test_the_command_writes_scores_a_picture_and_its_data(localize: Command, asked: Path) -> None:
     """They are those of the model in the folder; the file says what made it; a second run finds the same."""
     ran = done(localize())
@@ -507,6 +511,7 @@ def test_the_command_writes_scores_a_picture_and_its_data(localize: Command, ask
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["gradient", "wanda", "magnitude"])
 def test_two_runs_give_equal_bytes(localize: Command, asked: Path, by: str) -> None:
     """By every scorer, of weights and of units, in two files."""
@@ -523,6 +528,7 @@ def test_two_runs_give_equal_bytes(localize: Command, asked: Path, by: str) -> N
     assert len(found) == 9
 
 
+@pytest.mark.slow
 def test_a_neuron_that_answers_to_one_list_is_the_highest(localize: Command, asked: Path, tmp_path: Path) -> None:
     """Planted in layer 1: it reads the sign of equality, which one list has; exchanged, it is the lowest."""
     chance = random.Random(1)
@@ -553,6 +559,7 @@ def test_a_neuron_that_answers_to_one_list_is_the_highest(localize: Command, ask
     assert float(scores["neuron.1"][77]) == min(float(one.min()) for one in scores.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["phi3", "gpt2"])
 def test_the_command_on_fused_tensors(localize: Command, asked: Path, tmp_path: Path, case: str) -> None:
     """Units of families that keep several matrices in one tensor, with a super weight by its coordinates."""
@@ -589,6 +596,7 @@ def test_the_command_on_fused_tensors(localize: Command, asked: Path, tmp_path: 
     assert all(bool((one > 0).all()) for one in found.values())
 
 
+@pytest.mark.slow
 def test_channels_have_one_score_each(localize: Command, asked: Path) -> None:
     """They run through all layers; the picture's data are the scores."""
     done(localize("--set", "localize.unit='channel'"))
@@ -599,6 +607,7 @@ def test_channels_have_one_score_each(localize: Command, asked: Path) -> None:
     assert [float(row.split(",")[2]) for row in rows[1:]] == found["channel"].tolist()
 
 
+@pytest.mark.slow
 def test_another_file_is_not_replaced(localize: Command, asked: Path) -> None:
     """One that was asked otherwise, one of another program, a folder; before the model is loaded, unless forced."""
     done(localize())
@@ -658,6 +667,7 @@ def test_lists_that_cannot_be_used_are_said(localize: Command, asked: Path) -> N
     refused(localize(), 2, "localize: required, but missing")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_table_in_its_sidecar(degrade: Command, asked: Path) -> None:
     """A spec with the table is a spec as before, and what a run writes is read again."""
     done(degrade("--sweep", "quant", "--set", "run.n_rep=1"))
@@ -672,6 +682,7 @@ def test_shipped_lists_are_read() -> None:
     assert list(found.texts) == lines("stories")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["neuron", "weight"])
 def test_a_sweep_chooses_by_the_scores(degrade: Command, localize: Command, asked: Path, unit: str) -> None:
     """The file in the results folder is found by its name, and has what the sweep needs."""

@@ -63,6 +63,7 @@ def summary_of(*labels: str, levels: tuple[float, ...] = (0.0, 0.1, 0.3), method
     return pl.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_cells_are_those_of_a_hand_calculation(made: Made) -> None:
     """The strong cell has its change and interval in tokens and perplexity, the others noise around none."""
     folder = made(list(planted_grid()))
@@ -87,6 +88,7 @@ def test_cells_are_those_of_a_hand_calculation(made: Made) -> None:
     assert (perplexity["certain"], perplexity["repeats"], perplexity["texts"]) == (True, 3, 3)
 
 
+@pytest.mark.slow
 def test_a_strong_cell_stands_out_and_noise_is_pale(made: Made) -> None:
     """Of all cells the planted ones alone are certain: at both levels in tokens, at the last in perplexity."""
     folder = made(list(planted_grid()))
@@ -106,6 +108,7 @@ def test_a_strong_cell_stands_out_and_noise_is_pale(made: Made) -> None:
     assert sum(outline.count("z") for outline in dots if outline.count("z") > 1) == 54
 
 
+@pytest.mark.slow
 def test_maps_stand_in_for_curves(made: Made) -> None:
     """No figure, threshold or failure of a curve of the grid; all its numbers in the tables; SVG, PDF, PNG, CSV."""
     folder = made(list(planted_grid()))
@@ -124,6 +127,7 @@ def test_maps_stand_in_for_curves(made: Made) -> None:
     assert metrics.filter(pl.col("metric") == "tokens")["sweep"].n_unique() == 29
 
 
+@pytest.mark.slow
 def test_the_maps_are_the_same_bytes_again(made: Made) -> None:
     """No date and no random name is in any file of a map."""
     records = list(planted_grid())
@@ -132,6 +136,7 @@ def test_the_maps_are_the_same_bytes_again(made: Made) -> None:
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_one_repeat_is_too_few(made: Made) -> None:
     """Nothing is certain with one damaged model in each cell; what there is is drawn as dots, and said."""
     folder = made(list(planted_grid(repeats=1)))
@@ -142,6 +147,7 @@ def test_one_repeat_is_too_few(made: Made) -> None:
     assert "0 of 28 cells differ" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_damaged_model_without_numbers_is_a_cross(made: Made) -> None:
     """A perplexity that is no number leaves a cell without a value, which is not the same as no effect."""
     lost = ("v_proj[1]", 0.3)
@@ -155,6 +161,7 @@ def test_a_damaged_model_without_numbers_is_a_cross(made: Made) -> None:
     assert "#808080" in (folder / "figures" / "planted_model_ablation_perplexity_map.svg").read_text()
 
 
+@pytest.mark.slow
 def test_a_number_that_depends_on_no_seed_is_certain(made: Made) -> None:
     """The perplexity after quantisation is that of one model, however often it is asked; its texts are not certain."""
     quantised = [
@@ -169,6 +176,7 @@ def test_a_number_that_depends_on_no_seed_is_certain(made: Made) -> None:
     assert certain.select("group", "layers", "value").rows() == [("mlp_down", "2", pytest.approx(4))] * 2
 
 
+@pytest.mark.slow
 def test_thresholds_have_a_map_where_there_are_levels_enough(made: Made) -> None:
     """Of four levels the middle and the last are shown, and the threshold of the cell that reaches one."""
     folder = made(list(planted_grid(levels=(0.05, 0.1, 0.2, 0.4), prompts=12)))
@@ -189,6 +197,7 @@ def test_thresholds_have_a_map_where_there_are_levels_enough(made: Made) -> None
     assert cells_of(made(list(planted_grid()), "two"), "tokens").filter(map="threshold").is_empty()
 
 
+@pytest.mark.slow
 def test_without_an_undamaged_model_the_least_damaged_level_is_said(made: Made) -> None:
     """A grid that nobody gave level 0 is compared with its own first level, and the page does not call it undamaged."""
     records = [record for record in planted_grid(levels=(0.1, 0.3)) if record["std_dev"]]

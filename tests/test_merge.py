@@ -66,6 +66,7 @@ def halves(tmp_path: Path) -> list[Path]:
     return [write(tmp_path / "a" / "a.json", WHOLE[:12]), write(tmp_path / "b" / "b.json", WHOLE[8:])]
 
 
+@pytest.mark.slow
 def test_shards_become_the_files_of_one_run(
     shards: list[Path], results_of_a_run: Path, study: Path, degrade: Command, forks: ForkServer
 ) -> None:

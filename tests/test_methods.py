@@ -219,6 +219,7 @@ def test_each_method_is_its_formula(method: Method, level: float, options: Optio
         assert not changed[~torch.from_numpy(chosen)].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("method", "level", "options"), CASES, ids=name_of)
 def test_numbers_of_all_kinds_come_back(method: Method, level: float, options: Options, dtype: torch.dtype) -> None:
@@ -240,6 +241,7 @@ def test_numbers_of_all_kinds_come_back(method: Method, level: float, options: O
     assert torch.equal(bits_of(baseline[0]), bits_of(weight))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [16, 100])
 @pytest.mark.parametrize(("method", "level", "options"), CASES, ids=name_of)
 def test_the_size_of_blocks_is_about_memory_only(
@@ -364,6 +366,7 @@ def test_pruning_and_shuffling_a_large_tensor() -> None:
     assert abs(correlation) < 7e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", ["weights", "rows", "columns"])
 def test_every_permutation_is_equally_likely(pieces: str) -> None:
     """Four pieces in 600 repeats: chi square over the 24 orders."""

@@ -161,6 +161,7 @@ def test_tails_hold_as_many_samples_as_they_should(sample: Doubles, bound: float
         assert stats.binomtest(found, SAMPLES, stats.norm.sf(bound)).pvalue > 1e-3, (bound, found, expected)
 
 
+@pytest.mark.slow
 def test_neighbours_are_uncorrelated(sample: Doubles) -> None:
     """At lags 1 to 12 neither the normals nor their squares (the radius that a pair shares) are correlated."""
     for name, values in (("normals", sample), ("squares", sample**2)):
@@ -168,6 +169,7 @@ def test_neighbours_are_uncorrelated(sample: Doubles) -> None:
         assert max(map(abs, errors)) < 5, (name, errors)
 
 
+@pytest.mark.slow
 def test_streams_and_adjacent_seeds_are_uncorrelated() -> None:
     """Neither two tensors of one repeat nor the same tensor in adjacent repeats share anything."""
     names = [f"layers.{i}.self_attn.v_proj.weight" for i in range(3)]

@@ -51,6 +51,7 @@ def digest(targets: tuple[Target, ...]) -> str:
     return digest_of([(target.name, target.weight) for target in targets])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["mlp_only", "attn_only", "embed_only"])
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_offloaded_weights_are_damaged_where_they_lie(checkpoints: dict[str, Path], kind: str, group: str) -> None:

@@ -452,6 +452,7 @@ HEADS = ["[provenance]", "[[model]]", "[run]", "[sweeps]", "[[provenance.runs]]"
 LINES = ["runs = 3", "evidence = [1]", "sweeps = [{}]", "model = 1", "n_rep = 'x'", "commit = 3", "steps = 9999999999"]
 
 
+@pytest.mark.slow
 def test_a_mutated_sidecar_is_read_or_refused(path: Path) -> None:
     """Whatever somebody did to it, a sentence says so, or its records are guarded by what can be read."""
     row = {"method": "ablation", "group": "attn_only", "level": 0.1, "repeat_index": 0, "weights_digest": "abc"}

@@ -218,6 +218,7 @@ def test_perplexity_of_every_damaged_model_has_a_threshold(tmp_path: Path) -> No
     assert "perplexity" not in metrics["metric"].to_list()
 
 
+@pytest.mark.slow
 def test_coherence_is_spread_over_prompts_and_repeats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Few texts of a level are of many prompts and of all repeats, the same at every level, and have no effect size."""
     records = [
@@ -324,6 +325,7 @@ def test_the_page_shows_what_was_guarded(tmp_path: Path) -> None:
     assert "dtype: bfloat16" in page
 
 
+@pytest.mark.slow
 def test_half_a_character_and_strange_settings_are_reported_on(tmp_path: Path) -> None:
     """JSON can hold half of a pair of surrogates, and any setting anything."""
     records = list(study(2, gen_params={"top_k": [1], "x": {"y": None}}, temperature={"a": 1}))
@@ -410,6 +412,7 @@ def test_quantisation_damages_to_the_right(report: Command, tmp_path: Path) -> N
     assert set(table["reference"]) == {"undamaged"}
 
 
+@pytest.mark.slow
 def test_the_older_format_is_read(report: Command, tmp_path: Path) -> None:
     """An indented array without the fields that came later gives a report too, from what it says."""
     later = ("level_value", "finish_reason", "config_name", "seed", "timestamp", "tokens")

@@ -206,6 +206,7 @@ def pages(before: bytes, after: bytes, size: int) -> Iterator[bytes]:
         yield b"".join(source[size * i : size * (i + 1)] for i, source in enumerate(choice))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [0, 1, 3])
 @pytest.mark.parametrize("size", [131, 160, 256])
 def test_a_power_cut_with_pages_out_of_order_loses_no_whole_record(
@@ -619,6 +620,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return content
 
 
+@pytest.mark.slow
 def test_a_thousand_mutated_files_harm_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is read, or refused with a sentence; not a byte of it is lost but of an append that broke off."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # nothing here asks whether a power cut is survived

@@ -116,6 +116,7 @@ def test_the_noise_depends_on_seed_text_step_and_token() -> None:
     assert errors.abs().max() < 4.5, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SETTINGS, ids=lambda s: f"t={s.temperature} k={s.top_k} p={s.top_p}")
 def test_tokens_are_as_frequent_as_their_probabilities(sampling: Sampling) -> None:
     """Over 40,000 draws, 2,000 seeds at 20 steps, chi-square finds no fault with the softmax of what is kept."""
@@ -130,6 +131,7 @@ def test_tokens_are_as_frequent_as_their_probabilities(sampling: Sampling) -> No
         assert stats.chisquare(counts[kept], 40_000 * probabilities[kept]).pvalue > 1e-3, (counts, probabilities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SETTINGS, ids=lambda s: f"t={s.temperature} k={s.top_k} p={s.top_p}")
 def test_excluded_tokens_are_never_chosen(sampling: Sampling) -> None:
     """On 2,000 different rows every choice is one that transformers' warpers keep, and all of a row's kept come up."""

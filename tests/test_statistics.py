@@ -152,6 +152,7 @@ def test_a_mean_is_of_repeats_and_equal_repeats_tell_nothing() -> None:
     assert (low, high) == pytest.approx((3 - 4.302653 * math.sqrt(7 / 3), 3 + 4.302653 * math.sqrt(7 / 3)), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_total_variance_is_that_of_a_text_of_any_repeat() -> None:
     """Whatever the sizes of the repeats, its mean is the sum of both variances that were planted."""
     generator = np.random.default_rng(15)
@@ -192,6 +193,7 @@ def test_d_without_any_spread_is_nothing_or_infinite() -> None:
     assert effect_interval(alone([1, 1]), alone([2, 2])) is None
 
 
+@pytest.mark.slow
 @given(CLUSTERS, CLUSTERS)
 def test_d_is_antisymmetric(first: list[list[float]], second: list[list[float]]) -> None:
     """Exchanging reference and damaged turns the sign of the effect and of its interval, and nothing else."""
@@ -204,6 +206,7 @@ def test_d_is_antisymmetric(first: list[list[float]], second: list[list[float]])
     assert ends == (None if turned is None else pytest.approx((-turned[1], -turned[0]), rel=1e-6, abs=1e-6))
 
 
+@pytest.mark.slow
 @given(CLUSTERS, CLUSTERS, NUMBERS)
 def test_d_does_not_see_a_common_shift(first: list[list[float]], second: list[list[float]], shift: float) -> None:
     """Adding one number to all values leaves the effect as it is."""

@@ -39,6 +39,7 @@ COUNTS = st.dictionaries(st.integers(0, 20), st.integers(1, 300), min_size=1, ma
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(counts=COUNTS, seed=st.integers(0, 2**64 - 1))
 def test_shares_are_exact_and_nested(counts: dict[int, int], seed: int) -> None:
@@ -90,6 +91,7 @@ def test_equal_words_go_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert random_order(units_of({0: 4, 1: 2}), 1).tolist() == [1, 3, 4, 0, 2, 5]
 
 
+@pytest.mark.slow
 def test_every_unit_is_as_likely() -> None:
     """A tenth of 40 units in 2000 repeats: each is chosen 200 times, give or take."""
     units = units_of({0: 30, 1: 10})
@@ -149,6 +151,7 @@ def test_masks_mark_units() -> None:
         marked_units(units, {"neuron.2": masks["neuron.2"]})
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(counts=COUNTS, seed=st.integers(0, 2**32), data=st.data())
 def test_a_matched_control_has_as_many_in_every_layer(counts: dict[int, int], seed: int, data: Any) -> None:

@@ -147,6 +147,7 @@ def test_greedy_equals_generate(subject: Subject) -> None:
     assert sum(len(set(answer)) for answer in answers) > 3 * len(answers)
 
 
+@pytest.mark.slow
 def test_the_picture_matters(subject: Subject) -> None:
     """Another picture, another answer; the same one again, the same; and one that is shown later replaces the first."""
     generator = subject.generator(picture())
