@@ -57,8 +57,8 @@ def stop_if_asked() -> None:
     Raises:
         BaseException: of the kind that the signal stands for.
     """
-    if _asked_to_stop:
-        raise _asked_to_stop[-1]
+    if kind := asked_to_stop():
+        raise kind
 
 
 def forget_stop() -> None:

@@ -6,6 +6,7 @@ from runner.env_gpu import visible_gpus
 from runner.run_local import LocalProcesses
 from runner.run_team import Asked, Team
 from runner.spec import Spec
+from runner.spec_checks import damaged_models
 
 
 def expected_team(asked: Asked, spec: Spec) -> Team | None:
@@ -13,18 +14,13 @@ def expected_team(asked: Asked, spec: Spec) -> Team | None:
 
     None where one worker is enough; what is asked for is not checked.
     """
-    on_cpu, size = spec.model.device == "cpu", asked.gpus_per_model or 1
     if asked.ray_address:
         return None
-    if on_cpu:
-        workers = asked.processes or 1
-    elif spec.model.device.startswith("cuda:"):
-        workers = 1
-    else:
-        workers = min(asked.gpus or visible_gpus(), visible_gpus()) // size
+    workers = asked.workers_on(spec.model.device, visible_gpus())
     if not spec.needs_layers:  # which are many conditions
-        workers = min(workers, spec.run.n_rep * sum(len(curve.resolved_levels()) for curve in spec.curves()))
-    return Team(workers=workers, most=workers, gpus_per_model=0 if on_cpu else size) if workers > 1 else None
+        workers = min(workers, damaged_models(spec))
+    each = 0 if spec.model.device == "cpu" else asked.gpus_per_model or 1
+    return Team(workers=workers, most=workers, gpus_per_model=each) if workers > 1 else None
 
 
 def begin_workers(asked: Asked, spec: Spec) -> "AbstractContextManager[LocalProcesses | None]":

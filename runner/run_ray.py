@@ -6,7 +6,7 @@ import pickle
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -61,8 +61,7 @@ class RayProcesses:
         except Exception as error:
             hint = "RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster"
             raise SetupError(f"{where}: cannot be used: {first_line(error)}. {hint}") from error
-        room = room_for(self._team)
-        self.count = min(room, self._team.most) if self._team.workers is None else self._team.workers
+        self.count = self._team.workers or min(room_for(self._team), self._team.most)
         for worker in range(self.count):
             self._begin_actor(worker)
 
@@ -89,11 +88,10 @@ class RayProcesses:
 
     def close(self) -> None:
         """End every worker."""
-        wait([self._started])
+        self._thread.shutdown()  # waits for a start that has begun
         for worker in range(self.count):
             self.stop(worker)
         ray.shutdown()
-        self._thread.shutdown()
 
     def _begin_actor(self, worker: int) -> None:
         environment = {name: os.environ[name] for name in TRAVELS if name in os.environ}

@@ -20,6 +20,14 @@ class Asked:
     gpus_per_model: int | None = None
     ray_address: str | None = None
 
+    def workers_on(self, device: str, gpus: int) -> int:
+        """How many workers a host with so many GPUs has for the device of a spec; at least one."""
+        if device == "cpu":
+            return self.processes or 1
+        if device.startswith("cuda:"):
+            return 1
+        return max(1, min(self.gpus or gpus, gpus) // (self.gpus_per_model or 1))
+
 
 ONE_FOR_EVERY_GPU = Asked()
 

@@ -25,7 +25,7 @@ from runner.task_tokens import TaskInputs, Tokens
 if TYPE_CHECKING:
     from runner.run_ray import RayProcesses  # which imports Ray
 
-    Processes = LocalProcesses | RayProcesses
+    WorkerProcesses = LocalProcesses | RayProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +51,25 @@ def team_of(asked: Asked, spec: Spec, units: int) -> Team | None:
         workers = None if wanted is None else max(1, min(wanted, units))
         _check_ray()
         return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size, address=asked.ray_address)
-    here = (asked.processes or 1) if on_cpu else _models_here(asked, spec, size)
-    workers = min(here, units)
-    some_of_them = 1 < size < torch.cuda.device_count()  # a process of its own sees no more than it is to use
+    there = 0 if on_cpu else torch.cuda.device_count()
+    if not on_cpu:
+        _check_gpus(asked, size, there)
+    workers = min(asked.workers_on(spec.model.device, there), units)
+    some_of_them = 1 < size < there  # a process of its own sees no more than it is to use
     if workers < 2 and not some_of_them:  # noqa: PLR2004 - one needs no other process
         return None
     return Team(workers=workers, most=units, gpus_per_model=0 if on_cpu else size)
 
 
-def _models_here(asked: Asked, spec: Spec, size: int) -> int:
-    """How many models the GPUs of this host hold, each on `size` of them."""
-    there = torch.cuda.device_count()
+def _check_gpus(asked: Asked, size: int, there: int) -> None:
+    """Refuse more GPUs than there are.
+
+    Raises:
+        SetupError: they are not there.
+    """
     wanted = (asked.gpus or 0, size)
     if max(wanted) > max(there, 1) or (there == 0 and (asked.gpus or asked.gpus_per_model)):
         raise SetupError(f"--gpus, --gpus-per-model: {max(wanted)} asked for, {there} GPUs found.")
-    device = spec.model.device
-    if there < 2 or device.startswith("cuda:"):  # noqa: PLR2004
-        return 1
-    return (asked.gpus or there) // size
 
 
 def _check_ray() -> None:
@@ -84,7 +85,7 @@ def _check_ray() -> None:
 @contextmanager
 def call_workers(
     asked: Asked, spec: Spec, inputs: TaskInputs, units: int, begun: LocalProcesses | None = None
-) -> "Iterator[Processes | None]":
+) -> "Iterator[WorkerProcesses | None]":
     """The processes for so many units of work, which begin to start; None for the one worker of this process.
 
     Those that have `begun` by now are taken if they suit, and end with the block in any case.
@@ -114,7 +115,7 @@ def call_workers(
         yield processes
 
 
-def _processes_of(team: Team) -> "Processes":
+def _processes_of(team: Team) -> "WorkerProcesses":
     if not team.address:
         return LocalProcesses(team)
     from runner.run_ray import RayProcesses
@@ -129,7 +130,7 @@ def start_workers(
     inputs: TaskInputs,
     tokens: Tokens,
     groups: Collection[str],
-    processes: "Processes | None",
+    processes: "WorkerProcesses | None",
 ) -> Iterator[Workers]:
     """What does the work, ready; it ends with the block.
 
@@ -150,7 +151,7 @@ def start_workers(
         yield worker
 
 
-def _is_spread(asked: Asked, spec: Spec, processes: "Processes") -> bool:
+def _is_spread(asked: Asked, spec: Spec, processes: "WorkerProcesses") -> bool:
     """Whether a model is too large for one GPU: then one worker, that of this process, spreads it over all of them.
 
     The first of the others says so, which has by now imported what it takes to know; what goes wrong there is said

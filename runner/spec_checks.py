@@ -12,11 +12,15 @@ from runner.spec_targets import BUILT_IN, as_tuple
 MOST_MODELS = 1_000_000
 
 
+def damaged_models(spec: Any) -> int:
+    """How many damaged models a spec asks for, without those of sweeps whose curves the model's layers decide."""
+    counted = [sweep for sweep in spec.sweeps if not sweep.needs_layers]
+    return int(spec.run.n_rep * sum(len(sweep.resolved_levels()) * len(sweep.curves()) for sweep in counted))
+
+
 def not_too_many(spec: Any) -> Iterator[str]:
     """The damaged models can be counted."""
-    counted = [sweep for sweep in spec.sweeps if not sweep.needs_layers]
-    models = spec.run.n_rep * sum(len(sweep.resolved_levels()) * len(sweep.curves()) for sweep in counted)
-    if models > MOST_MODELS:
+    if (models := damaged_models(spec)) > MOST_MODELS:
         yield f"run.n_rep: {spec.run.n_rep} repeats of all levels are {models:,} damaged models, over {MOST_MODELS:,}"
 
 

@@ -188,7 +188,7 @@ def test_one_process_is_this_process(degrade: Command, study: Path, results_of_a
 def test_processes_that_began_before_the_run_knew_what_is_left_end_where_they_have_nothing_to_do(
     degrade: Command, finished: Path, results_of_a_run: Path
 ) -> None:
-    """All four where every record is there, two of them where two models are, three and more where it is one."""
+    """All four where every record is there, two of them where two damaged models are left."""
     assert "nothing to do" in done(degrade("--processes", "4")).stderr
     for path in (finished / "results").glob("outputs_uni_quant_*"):
         path.unlink()
