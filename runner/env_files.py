@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -88,8 +89,9 @@ def replace_open(path: Path, old: int, content: Iterable[bytes], *, kept: Path |
     folder is left to be synced.
     """
     temporary = temporary_name(path)
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = None
     try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         with suppress(OSError):
             os.fchmod(descriptor, stat.S_IMODE(os.fstat(old).st_mode))
         if locked:
@@ -105,7 +107,8 @@ def replace_open(path: Path, old: int, content: Iterable[bytes], *, kept: Path |
             sync_folder(path.parent)  # of two renames, a power cut may keep the second alone
         temporary.rename(path)
     except BaseException:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
         temporary.unlink(missing_ok=True)
         raise
     return descriptor
@@ -114,6 +117,14 @@ def replace_open(path: Path, old: int, content: Iterable[bytes], *, kept: Path |
 def temporary_name(path: Path) -> Path:
     """Where the new content of a file is written before it gets the name."""
     return path.with_name(shortened(f".{os.getpid()}.{path.name}", ".tmp"))
+
+
+def hidden_folder(path: Path) -> Path:
+    """Where a folder is filled before it gets the name: a name of nobody else's, not yet made.
+
+    Whoever makes it knows the name before, so that a signal at any moment leaves nothing that is not removed.
+    """
+    return path.with_name(shortened(f".{path.name}", f".{secrets.token_hex(8)}.tmp"))
 
 
 def sync(descriptor: int) -> None:

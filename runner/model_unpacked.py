@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from runner.cli_boundary import first_line
-from runner.env_files import listed, sync_folder
+from runner.env_files import hidden_folder, listed, sync_folder
 from runner.errors import DegradeError
 
 logger = logging.getLogger(__name__)
@@ -51,11 +50,11 @@ def copy_of(source: Path, kind: str, unpack: Callable[[Path], None]) -> Path | N
     name = f"{_digest(source.resolve(), _identity(source))[:32]}-{kind}-{_unpackers()}"
     if _is_whole(parent / name):
         return parent / name
-    temporary: Path | None = None
+    temporary = hidden_folder(parent / name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
+        temporary.mkdir(0o700)
         logger.info("unpacking %s once; the copy will be in %s", source.name, parent)
         unpack(temporary)
         _seal(temporary)
@@ -68,8 +67,7 @@ def copy_of(source: Path, kind: str, unpack: Callable[[Path], None]) -> Path | N
                   f"{first_line(error)}")  # fmt: skip
         return None
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @cache
@@ -132,10 +130,13 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     """Give a copy its name; where another process was first, its copy stays."""
     if os.path.lexists(target) and not _is_whole(target):
         logger.warning("%s: this copy is damaged and is made anew", target)
-        aside = Path(tempfile.mkdtemp(prefix=".damaged.", suffix=".tmp", dir=target.parent))
-        with suppress(FileNotFoundError):  # another process is mending it as well
-            target.rename(aside / "copy")
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = hidden_folder(target)
+        try:
+            aside.mkdir()
+            with suppress(FileNotFoundError):  # another process is mending it as well
+                target.rename(aside / "copy")
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     try:
         temporary.rename(target)
     except OSError:

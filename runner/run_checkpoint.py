@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from runner.env_files import make_folder, sync, sync_folder
+from runner.env_files import hidden_folder, make_folder, sync, sync_folder
 from runner.errors import SetupError
 from runner.model_files import Source, in_words
 from runner.model_load import load_model, load_processor, load_tokenizer, locate
@@ -46,14 +45,15 @@ def write_checkpoint(model: Any, spec: Spec, facts: Mapping[str, Any], out: Path
     temporary: Path | None = None
     try:
         out = out.resolve()
+        temporary = hidden_folder(out)
         make_folder(out.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+        temporary.mkdir(0o700)
         with in_words(spec.model.id):
             _write_model(model, spec, temporary)
         (temporary / FACTS).write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(describe(facts), encoding="utf-8")
         for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors and mkdtemp let nobody else look
+            path.chmod(0o644)  # safetensors lets nobody else look
             _sync_path(path)
         temporary.chmod(0o755)
         _sync_path(temporary)

@@ -1,5 +1,6 @@
 """`degrade export`: a damaged checkpoint that plain transformers load, with the perplexity and digest of its record."""
 
+import itertools
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ from hypothesis import given
 from test_families import CASES
 from test_families import build as build_family
 from tiny import tiny_tokenizer
+from torture.trace import traced
 
 from runner.damage_digest import digest_of
 from runner.errors import SpecError
@@ -181,6 +183,23 @@ def test_a_signal_leaves_nothing(finished: Path, forks: ForkServer) -> None:
     process.terminate()
     process.wait()
     assert list(finished.glob(".out.*.tmp")) == []
+
+
+@pytest.mark.slow
+def test_a_signal_at_a_new_folder_leaves_nothing(finished: Path, forks: ForkServer, tmp_path: Path) -> None:
+    """Also at the moment when the folder is there and nothing in it: a signal in every call that makes one."""
+    command = ["export", str(of_method(finished, "mult_gauss")), "--where", "level=0.5 repeat=0", "--out", "out"]
+    options = ("-e", "trace=mkdir", "-e", "inject=mkdir:signal=TERM:when={}")
+    for number in itertools.count(1):
+        with traced(forks.process.pid, tmp_path / "log", *(option.format(number) for option in options)):
+            run = forks.run(*command, cwd=finished)
+        if run.returncode == 0:
+            break
+        assert run.returncode == 128 + signal.SIGTERM, run.stderr
+        assert list(finished.glob(".out.*.tmp")) == []
+        assert not (finished / "out").exists()
+    assert (finished / "out" / "model.safetensors").is_file()
+    assert number > 1
 
 
 @pytest.mark.slow
