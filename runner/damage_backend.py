@@ -32,6 +32,8 @@ from runner.target_tensor import Target
 
 logger = logging.getLogger(__name__)
 
+DIGEST_STEP = 2048  # numbers of a block at a time; a power of two
+
 
 class DamageBackend(Protocol):
     """The tensors of a group on one device with one dtype, their baseline, and the code that serves them."""
@@ -198,7 +200,7 @@ class TritonBackend:
                 TYPE=self._kernels.WORDS[self.dtype],
                 TENSORS=len(self.targets),
                 BLOCK=DIGEST_BLOCK,
-                STEP=2048,
+                STEP=DIGEST_STEP,
                 num_warps=8,
             )
         return [value % 2**64 for value in sums.tolist()]

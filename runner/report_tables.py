@@ -1,28 +1,25 @@
-"""From records to one table: what each text is, and every number about it; on all cores."""
+"""From records to one table: what each text is, and every number about it."""
 
 import logging
-import os
-import signal
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import polars as pl
 
-from runner.errors import SetupError
-from runner.metric import COHERENCE, METRICS, SCORED, measure_all
+from runner.metric import COHERENCE, METRICS, SCORED
 from runner.metric_loops import without_loop
 from runner.metric_thinking import without_thinking
 from runner.report_effects import FEWEST_TEXTS
+from runner.report_pool import ToMeasure, in_parallel
 from runner.report_runs import Row, find_runs, same_models
 from runner.report_statistics import PER_MODEL
 from runner.results_record import Record
 from runner.spec import find_shipped
 from runner.spec_methods import METHODS
 from runner.task_prompts import Prompt, load_prompts, read_prompts
+
+logger = logging.getLogger(__name__)
 
 FALLING = [name for name, method in METHODS.items() if not method.rises]
 # Levels whose damaged weights do not depend on a seed.
@@ -35,15 +32,9 @@ UNSEEDED = pl.any_horizontal(
     ),
 )
 
-logger = logging.getLogger(__name__)
-
-CHUNK = 500
 KEPT = ("repeat_index", "seed", "prompt_id", "prompt_text", "output", "finish_reason", "timestamp", "weights_digest")
 _LEVEL = ("run", "sweep", "damage")
 _LABELS = ("run", "sweep", "method", "group", "level", "damage", "repeat_index", "prompt_id")
-
-ToMeasure = tuple[Record, Prompt | None, Sequence[Sequence[str]]]
-Numbers = dict[str, float | None]
 
 
 def measure_records(files: Mapping[Path, Sequence[Record]], prompts: Path | None = None) -> pl.DataFrame:
@@ -62,7 +53,7 @@ def measure_records(files: Mapping[Path, Sequence[Record]], prompts: Path | None
 
 def measure_rows(rows: Sequence[Row], prompts: Path | None = None) -> pl.DataFrame:
     """`measure_records` of rows whose runs are known."""
-    measured = _in_parallel(list(_to_measure(rows, _known_prompts(prompts))))
+    measured = in_parallel(list(_to_measure(rows, _known_prompts(prompts))))
     cells = [
         {
             "run": row.run,
@@ -130,51 +121,6 @@ def _rivals(prompt: Prompt, others: Sequence[Prompt]) -> tuple[tuple[str, ...], 
         for other in others
         if other.answer and other.category == prompt.category and own.isdisjoint(map(str.lower, other.answer))
     )
-
-
-def _in_parallel(records: Sequence[ToMeasure]) -> list[Numbers]:
-    """The measures of all records, on all cores.
-
-    Raises:
-        SetupError: a worker was ended from outside, by a lack of memory for instance.
-    """
-    chunks = [records[start : start + CHUNK] for start in range(0, len(records), CHUNK)]
-    workers = min(os.cpu_count() or 1, len(chunks))
-    logger.info("measuring %d texts", len(records))
-    if workers <= 1:
-        return [numbers for chunk in chunks for numbers in measure_all(chunk)]
-    # Spawned: a fork would take along the threads of polars and torch in whatever state they are.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        return [numbers for part in _submit(pool, chunks) for numbers in part.result()]
-    except BrokenProcessPool:
-        raise SetupError(
-            "a process that measures texts was ended: is there enough memory? Nothing was written"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[ToMeasure]]) -> list[Future[list[Numbers]]]:
-    """Hand out the chunks, to workers that do not see Ctrl-C: a terminal sends it to all, and one of us answers it.
-
-    A worker inherits what the main thread blocks. Its start is not interrupted, or it would complain that its
-    instructions are missing: what arrives meanwhile, through whichever thread, is answered behind it.
-    """
-    arrived: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda got, _frame: arrived.append(got))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return [pool.submit(measure_all, chunk) for chunk in chunks]
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for got in arrived[:1]:
-            signal.raise_signal(got)
 
 
 def with_coherence(table: pl.DataFrame, texts: int) -> pl.DataFrame:

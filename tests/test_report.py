@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import pytest
 from forkserver import ForkServer
 from helpers import Command
 
+from runner import report_pool
 from runner.errors import SetupError, SpecError
+from runner.metric import measure_all
 from runner.report import report as make_report
 from runner.report import without_formulas
 
@@ -356,6 +359,18 @@ def test_an_interrupted_report_ends_with_one_line(forks: ForkServer, tmp_path: P
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1].startswith("degrade: interrupted")
     assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_several_processes_measure_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number of every text, in the order of the texts, though the last chunk is the first to be done."""
+    texts = [f"{WORDS} {number}. " * (1 + (2000 - number) // 400) for number in range(2000)]
+    asked = [(planted(0.1, 0, number, output=text), None, ()) for number, text in enumerate(texts)]
+    monkeypatch.setattr(report_pool, "POOL_SECONDS", 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert report_pool.in_parallel(asked) == measure_all(asked)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before + 0.5  # others have measured
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from interpreter import quicken
 from tiny import TEXT
 from torch import Tensor
 
@@ -116,23 +117,24 @@ def gemma3() -> Any:
 def check_start(model: Any) -> int:
     """The check at the start of a run sees that copies are used, of every kind of matrix, and would see it if not."""
     pack_projections(model)
-    shape = ALONE.with_conditions(PLACES)
+    shape = BatchShape(rows=1, prompt_length=12, new_tokens=2).with_conditions(PLACES)
     named = matrices_of_step(model)
     copies = Copies(shape, named, sum(map(torch.numel, named.values())))
     plain = BatchScheduler(model, shape, SAMPLED, [], 0, None, copies)._decoder
-    in_place = _damaged_traces(plain, requests_of(1), "in place")
-    _compare_copies(scheduler_of(model, shape, copies)._decoder, requests_of(1), in_place)
+    in_place = _damaged_traces(plain, requests_of(0), "in place")
+    _compare_copies(scheduler_of(model, shape, copies)._decoder, requests_of(0), in_place)
     for kind, expected in [*zip(copies.samples(), in_place, strict=True)][-1:]:
         copies.samples = lambda kind=kind: [kind]  # type: ignore[method-assign]
         copies.write = lambda _x, out, _modules: out  # type: ignore[method-assign]
         try:
-            _compare_copies(scheduler_of(model, shape, copies)._decoder, requests_of(1), [expected])
+            _compare_copies(scheduler_of(model, shape, copies)._decoder, requests_of(0), [expected])
         except DisagreementError:
             continue
         raise AssertionError(kind)
     return len(in_place)
 
 
+quicken()
 torch.manual_seed(1)
 for model, look in ((qwen2(), check), (gemma3(), check_start)):
     print(model.config.model_type, look(model.eval().requires_grad_(requires_grad=False)))

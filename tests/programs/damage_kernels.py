@@ -3,18 +3,21 @@
 import contextlib
 
 import torch
+from interpreter import quicken
 from test_methods import CASES
 
-from runner import damage_blocks
+from runner import damage_backend, damage_blocks
 from runner import damage_kernels as kernels
 from runner.damage_backend import TritonBackend
-from runner.damage_digest import fingerprint
+from runner.damage_digest import BLOCK, fingerprint
 from runner.damage_effect import change_sums
 from runner.damage_methods import damage, keep_baseline
 from runner.spec_methods import METHODS, PLAIN
 from runner.target_tensor import Target, UnitSet
 
+quicken()
 kernels.TILE = damage_blocks.TILE = 64  # small tiles make several of them
+damage_backend.DIGEST_STEP = BLOCK // 2
 torch.cuda.device = lambda _device: contextlib.nullcontext()  # the "GPU" of the interpreter is the CPU
 SEEDS = 7, 2**33 + 5  # of one word and of two
 torch.manual_seed(0)

@@ -4,11 +4,13 @@ import contextlib
 
 import torch
 from hypothesis import given, settings
+from interpreter import quicken
 from test_units import Case, cases, check_backend
 
 from runner import damage_kernels
 from runner.damage_backend import TritonBackend
 
+quicken()
 damage_kernels.TILE = 128
 torch.cuda.device = lambda _device: contextlib.nullcontext()
 

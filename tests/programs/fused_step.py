@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from interpreter import quicken
 from tiny import TEXT, build
 
 from runner.decode_batch import BatchShape, Request
@@ -93,6 +94,7 @@ def plain_step(decoder: DecodeState) -> Callable[[], None]:
     return step
 
 
+quicken()
 torch.manual_seed(1)
 for kind in sys.argv[1:]:
     model = make(kind).eval()
@@ -102,13 +104,16 @@ for kind in sys.argv[1:]:
         decoder = DecodeState(model, SHAPE, sampling, [2, 7], 0)
         expected, logits = decode(decoder, plain_step(decoder))
         steps = [FusedStep(decoder)]
-        if kind != "olmo2":  # whose norms of queries and keys need sums that are whole
+        # The norms of OLMo 2 need sums that are whole; and the kernel that draws is the same in both.
+        if kind != "olmo2" and sampling is SAMPLED:
             steps.append(ProductsStep(decoder, TILES, overlap=False))
         for fused in steps:
             answers, others = decode(decoder, fused)
             assert answers == expected, (answers, expected)
             for one, other in zip(logits, others, strict=True):
                 assert (one - other).abs().max() < 2e-4 * one.std(), (kind, (one - other).abs().max() / one.std())
+        if sampling is GREEDY:
+            continue
         _, elsewhere = decode(decoder, steps[-1], [Request([9, 8, 7], "dummy", 5), *QUESTIONS[:2]])
         for one, other in zip(others, elsewhere, strict=True):
             assert (one[:2] - other[1:]).abs().max() < 1e-5 * one.std()  # NumPy's own sums depend on the place

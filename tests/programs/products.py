@@ -4,11 +4,13 @@ import itertools
 
 import numpy as np
 import torch
+from interpreter import quicken
 
 from runner.decode_fused_kernels import add_norm
 from runner.decode_gemm_kernels import product
 
 SIZE, LENGTH = 96, 128  # of the weights; gated: of the gate
+quicken()
 DRAW = np.random.default_rng(5)
 
 
