@@ -41,6 +41,7 @@ from runner.spec_methods import Method
 
 logger = logging.getLogger(__name__)
 
+SHAPE = ("batch_size_effective", "padded_length", "conditions_per_batch")  # of the batch that a text was decoded in
 _HINT = "Files of one study can be merged, and no others."
 
 
@@ -167,11 +168,22 @@ def check_one_study(parts: Sequence[Part]) -> None:
         refuse(part.path, different, whose="another of the files", hint=_HINT)
         known.add(part)
     for table in ("versions", "machine", "engine"):
-        last = [part.runs[-1].get(table, {}) for part in parts if part.runs]
-        for key in dict.fromkeys(key for facts in last for key in facts):
-            values = sorted({str(facts[key]) for facts in last if key in facts})
-            if len(values) > 1:
-                logger.warning("not the same in all files: %s %s", key, ", ".join(values))
+        _warn_where_they_differ([part.runs[-1].get(table, {}) for part in parts if part.runs])
+    # Of batches of one condition, and of several: texts of other shapes are rounded otherwise.
+    for several in (False, True):
+        last = [part.summary.last[several] for part in parts if several in part.summary.last]
+        _warn_where_they_differ([{key: record[key] for key in SHAPE if key in record} for record in last])
+    shared = {group for part in parts for group in part.summary.shared}
+    alone = {group for part in parts for group in part.summary.alone}
+    for group in sorted(shared & alone):
+        logger.warning("not the same in all files: %s in batches of one condition, and of several", group)
+
+
+def _warn_where_they_differ(tables: Sequence[Tables]) -> None:
+    for key in dict.fromkeys(key for facts in tables for key in facts):
+        values = sorted({str(facts[key]) for facts in tables if key in facts})
+        if len(values) > 1:
+            logger.warning("not the same in all files: %s %s", key, ", ".join(values))
 
 
 def _differences_of_specs(part: Part, first: Part) -> Differences:

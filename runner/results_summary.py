@@ -48,6 +48,7 @@ class RecordSummary:
         self.keys: set[Key] = set()
         self.last: dict[bool, Record] = {}  # of those whose batches had one condition, and several
         self.shared: set[str] = set()  # groups of which a batch had several conditions
+        self.alone: set[str] = set()  # groups of which a batch had one
         self.settings: dict[str, list[Any]] = {}  # of `GUARDED` and the seed of repeat 0: up to two values of each
         self.prompt_ids: dict[str, int] = {}  # by text, as the others
         self.prompts: dict[str, str] = {}  # their digests
@@ -89,8 +90,7 @@ class RecordSummary:
         get = record.get
         several = get("conditions_per_batch") is not None
         self.last[several] = record
-        if several:
-            self.shared.add(group)
+        (self.shared if several else self.alone).add(group)
         if (prompt_id := get("prompt_id")) is not None:
             self.prompt_ids.setdefault(text, prompt_id)
         if digest := get("prompt_digest"):

@@ -322,6 +322,21 @@ def test_the_default_folder_is_that_of_the_first_file(halves: list[Path]) -> Non
     assert sorted(halves[1].parent.iterdir()) == [halves[1], sidecar_path(halves[1])]
 
 
+def test_other_batches_are_told(halves: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts that were decoded in batches of another shape are rounded otherwise; those of one study are merged."""
+    merged(halves, tmp_path / "same")
+    assert capsys.readouterr().err == ""
+    shape = {"batch_size_effective": 6, "conditions_per_batch": 3}
+    write(halves[1], [one | shape for one in WHOLE[12:]])
+    assert len(parse(merged(halves, tmp_path / "other"))) == len(WHOLE)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith("not the same in all files: mlp_only in batches of one condition, and of several")
+    write(halves[0], [one | shape | {"batch_size_effective": 9} for one in WHOLE[:12]])
+    merged(halves, tmp_path / "rows")
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith("not the same in all files: batch_size_effective 6, 9")
+
+
 def test_a_file_without_records_is_told(halves: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A shard that was killed before its first record; and nothing else is nothing to merge."""
     empty = tmp_path / "empty.json"
