@@ -5,12 +5,15 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+
+from runner.env_signals import signals_wait
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +102,14 @@ def replace_open(path: Path, old: int, content: Iterable[bytes], *, kept: Path |
         with open(descriptor, "wb", closefd=False) as file:
             file.writelines(content)
         sync(descriptor)
-        if kept is not None:
-            try:
-                os.link(path, kept)
-            except OSError:  # no hard links here: for a moment nothing has the name
-                path.rename(kept)
-            sync_folder(path.parent)  # of two renames, a power cut may keep the second alone
-        temporary.rename(path)
+        with signals_wait():  # else what is kept may be the file that has the name, or nothing has it
+            if kept is not None:
+                try:
+                    os.link(path, kept)
+                except OSError:  # no hard links here: for a moment nothing has the name
+                    path.rename(kept)
+                sync_folder(path.parent)  # of two renames, a power cut may keep the second alone
+            temporary.rename(path)
     except BaseException:
         if descriptor is not None:
             os.close(descriptor)
@@ -125,6 +129,12 @@ def hidden_folder(path: Path) -> Path:
     Whoever makes it knows the name before, so that a signal at any moment leaves nothing that is not removed.
     """
     return path.with_name(shortened(f".{path.name}", f".{secrets.token_hex(8)}.tmp"))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with what is in it, if it is there, and to the end though a signal arrives meanwhile."""
+    with signals_wait():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(descriptor: int) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from runner.cli_boundary import first_line
-from runner.env_files import hidden_folder, listed, sync_folder
+from runner.env_files import hidden_folder, listed, remove_folder, sync_folder
 from runner.errors import DegradeError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def copy_of(source: Path, kind: str, unpack: Callable[[Path], None]) -> Path | N
                   f"{first_line(error)}")  # fmt: skip
         return None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_folder(temporary)
 
 
 @cache
@@ -132,11 +131,11 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         logger.warning("%s: this copy is damaged and is made anew", target)
         aside = hidden_folder(target)
         try:
-            aside.mkdir()
+            aside.mkdir(0o700)
             with suppress(FileNotFoundError):  # another process is mending it as well
                 target.rename(aside / "copy")
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_folder(aside)
     try:
         temporary.rename(target)
     except OSError:
@@ -148,4 +147,4 @@ def _remove_abandoned(parent: Path) -> None:
     for path in parent.glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_folder(path)

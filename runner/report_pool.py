@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from multiprocessing import get_context
 
+from runner.env_signals import signals_wait
 from runner.errors import SetupError
 from runner.metric import measure_all
 from runner.results_record import Record
@@ -19,6 +20,7 @@ from runner.task_prompts import Prompt
 logger = logging.getLogger(__name__)
 
 CHUNK = 500  # texts
+FEWEST = 2  # chunks, from which on it is known how long one takes
 # Of work that is left: with two cores from there on a pool, which takes 5 seconds to start, is quicker.
 POOL_SECONDS = 10
 
@@ -35,8 +37,9 @@ def in_parallel(records: Sequence[ToMeasure]) -> list[Numbers]:
     logger.info("measuring %d texts", len(records))
     chunks = deque(records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
     found, seconds = list[list[Numbers]](), 0.0
+    cores = os.cpu_count() or 1
     # The first chunk tells nothing, because it loads lists of words.
-    while chunks and (len(found) < 2 or seconds * len(chunks) < POOL_SECONDS or os.cpu_count() == 1):  # noqa: PLR2004
+    while chunks and (len(found) < FEWEST or min(cores, len(chunks)) == 1 or seconds * len(chunks) < POOL_SECONDS):
         begun = time.monotonic()
         found.append(measure_all(chunks.popleft()))
         seconds = time.monotonic() - begun
@@ -63,17 +66,9 @@ def _submit(pool: ProcessPoolExecutor, chunks: Sequence[Sequence[ToMeasure]]) ->
     A worker inherits what the main thread blocks. Its start is not interrupted, or it would complain that its
     instructions are missing: what arrives meanwhile, through whichever thread, is answered behind it.
     """
-    arrived: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda got, _frame: arrived.append(got))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return [pool.submit(measure_all, chunk) for chunk in chunks]
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for got in arrived[:1]:
-            signal.raise_signal(got)
+    with signals_wait():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return [pool.submit(measure_all, chunk) for chunk in chunks]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

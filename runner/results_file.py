@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from runner.env_files import is_named, kept_name, replace_file, replace_open, sync_folder, write_at
+from runner.env_signals import signals_wait
 from runner.errors import SetupError
 from runner.results_checksum import sealed
 from runner.results_layout import CLOSING, EMPTY, OPENING, READ_AT_ONCE, Scan, addition_of, content_of, tail_of, whole
@@ -167,11 +168,13 @@ class ResultsFile:
 
     def close(self) -> None:
         """Close the file; it vanishes if it is ours and nothing is in it."""
-        with contextlib.suppress(OSError):
-            if os.pread(self._descriptor, len(EMPTY) + 1, 0) in (b"", EMPTY) and is_named(self._descriptor, self.path):
-                self.path.unlink()
-        os.close(self._descriptor)
-        unlock(self._lock_file)
+        with signals_wait():  # a lock that stays would keep later runs away
+            with contextlib.suppress(OSError):
+                start = os.pread(self._descriptor, len(EMPTY) + 1, 0)
+                if start in (b"", EMPTY) and is_named(self._descriptor, self.path):
+                    self.path.unlink()
+            os.close(self._descriptor)
+            unlock(self._lock_file)
 
     @contextlib.contextmanager
     def _scan(self) -> Iterator[Scan]:

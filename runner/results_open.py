@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.env_files import LONGEST_NAME, is_named, listed, make_folder, sync_folder
+from runner.env_signals import signals_wait
 from runner.errors import SetupError, SpecError
 from runner.results_file import Keep, ResultsFile, Take
 from runner.results_layout import READ_AT_ONCE, Scan, whole
@@ -78,12 +79,14 @@ def open_results(path: Path, take: Take, keep: Keep = lambda _: False, *, force:
     """
     try:
         make_folder(path.parent)
-        descriptor, lock_file = _open_locked(path)
-        file = ResultsFile(path, descriptor, lock_file)
+        file: ResultsFile | None = None
         try:
+            with signals_wait():  # else a lock may stay that nobody knows of
+                file = ResultsFile(path, *_open_locked(path))
             file.take_up(take, keep, force=force)
         except BaseException:
-            file.close()
+            if file is not None:
+                file.close()
             raise
         sync_folder(path.parent)
     except OSError as error:

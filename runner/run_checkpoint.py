@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from runner.env_files import hidden_folder, make_folder, sync, sync_folder
+from runner.env_files import hidden_folder, make_folder, remove_folder, sync, sync_folder
 from runner.errors import SetupError
 from runner.model_files import Source, in_words
 from runner.model_load import load_model, load_processor, load_tokenizer, locate
@@ -63,7 +62,7 @@ def write_checkpoint(model: Any, spec: Spec, facts: Mapping[str, Any], out: Path
         raise _not_written(out, error) from None
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_folder(temporary)
 
 
 def _not_written(out: Path, error: Exception) -> SetupError:

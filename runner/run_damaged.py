@@ -1,8 +1,6 @@
 """A model outside a run, damaged as a run damages it: one of one's own within a `with` block, or one that is loaded."""
 
 import re
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
@@ -15,6 +13,7 @@ from attrs import asdict, evolve, frozen
 
 from runner.damage_effect import DamageEffect
 from runner.damage_model import DamagedModel
+from runner.env_signals import signals_wait
 from runner.errors import SetupError, SpecError
 from runner.model_checkpoint import quantisation_of
 from runner.run_identity import model_digest
@@ -87,7 +86,7 @@ def damaged(
             digest, effect = _damage(damaged_model, condition)
         yield ConditionEffect(**asdict(effect), digest=digest)
     finally:
-        with _interrupts_wait():
+        with signals_wait():
             stack.close()
 
 
@@ -214,19 +213,3 @@ def _claimed(targets: Sequence[Target]) -> Iterator[None]:
         yield
     finally:
         _damaged_now.difference_update(places)
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C strike behind the block; in other threads than the main one it never does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked: list[tuple[int, Any]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if asked and callable(before):
-            before(*asked[0])

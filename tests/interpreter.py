@@ -28,8 +28,8 @@ def quicken() -> None:
         if id(function.__globals__) in patched:
             return _AsItIs()
         first = not patched
-        patched.add(id(function.__globals__))
         scope = patch(function)
+        patched.add(id(function.__globals__))
         if first:  # the kernel itself, whose patch the interpreter takes back at the end
             restore = scope.restore
 

@@ -1,7 +1,6 @@
 """`from runner import damaged`: a model in a notebook gets the bits that the command gives, and gets its own back."""
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from runner import damaged
 from runner.damage_digest import digest_of
 from runner.errors import SetupError, SpecError
 from runner.model_load import load_model, locate
-from runner.run_damaged import _interrupts_wait, load_damaged
+from runner.run_damaged import load_damaged
 from runner.run_plan import all_conditions
 from runner.spec import Model, Spec
 from runner.spec_methods import METHODS
@@ -88,31 +87,6 @@ def test_every_bit_comes_back_from_a_block_that_nobody_leaves(llama: Any) -> Non
     assert bits(llama) != before
     del generator
     assert bits(llama) == before
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C is heard, also where a shell started the tests in the background and lets them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_waits_until_the_weights_are_back() -> None:
-    """Ctrl-C in the middle of what is not to be interrupted strikes behind it."""
-    done = []
-
-    def work() -> None:
-        with _interrupts_wait():
-            signal.raise_signal(signal.SIGINT)
-            done.append("all of it")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert done == ["all of it"]
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
 
 
 def test_what_goes_wrong_while_damaging_leaves_nothing(llama: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 from forkserver import ForkServer
-from helpers import Command
+from helpers import PROGRAMS, Command
 
 from runner import report_pool
 from runner.errors import SetupError, SpecError
@@ -338,20 +339,24 @@ def test_half_a_character_and_strange_settings_are_reported_on(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_an_interrupted_report_ends_with_one_line(forks: ForkServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", [False, True], ids=["alone", "pool"])
+def test_an_interrupted_report_ends_with_one_line(tmp_path: Path, *, pool: bool) -> None:
     """Ctrl-C goes to all processes of a terminal; one of them says so, in one line, with exit code 130."""
     records = [planted(level / 1000, repeat, prompt, output=f"{WORDS} {WORDS} {level} {repeat}. " * 8)
-               for level in range(2500) for repeat in (0, 1) for prompt in (1, 2, 3, 4)]  # fmt: skip
+               for level in range(500) for repeat in (0, 1) for prompt in (1, 2, 3, 4)]  # fmt: skip
     file = write(tmp_path / "outputs_x.json", records)
-    command = ["report", str(file), "--coherence-texts", "0"]
+    command = [sys.executable, PROGRAMS / "report_in_a_pool.py", file, "--coherence-texts", "0"]
     nobody, pipe = subprocess.DEVNULL, subprocess.PIPE
-    with forks.start(*command, cwd=tmp_path, stdout=nobody, stderr=pipe, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=nobody, stderr=pipe, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
             if "measuring" in line:
                 break
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while len(children.read_text().split()) < 2:  # the tracker of resources, and a worker that starts
+        while pool and len(children.read_text().split()) < 2:  # the tracker of resources, and a worker that starts
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)
         said = process.stderr.read()

@@ -1,14 +1,11 @@
 """A GGUF is unpacked once: the copy is the same model in every bit; a damaged or impossible copy hurts nobody."""
 
 import functools
-import itertools
 import json
 import logging
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import PROGRAMS
 
 from runner.errors import SetupError
 from runner.model_files import Source, load, load_whole, plain
@@ -223,23 +219,6 @@ def test_killed_while_unpacking(cache: Path, source: Path) -> None:
     os.utime(left, (0, 0))
     copy_of(source, "bfloat16", unpack)
     assert not left.exists()
-
-
-def test_a_signal_at_a_new_folder_leaves_nothing(cache: Path, source: Path, tmp_path: Path) -> None:
-    """Also at the moment when the folder is there and nothing in it: a signal in every call that makes one."""
-    strace = ["strace", "-f", "-o", tmp_path / "log", "-e", "trace=mkdir", "-e"]
-    program = [sys.executable, PROGRAMS / "unpack_copy.py", source]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
-    for number in itertools.count(1):
-        shutil.rmtree(cache.parent, ignore_errors=True)
-        inject = f"inject=mkdir:signal=INT:when={number}"
-        run = subprocess.run([*strace, inject, *program], env=environment, capture_output=True, text=True, check=False)
-        if run.returncode == 0:
-            break
-        assert "KeyboardInterrupt" in run.stderr
-        assert leftovers(cache) == []
-    assert Path(run.stdout.strip()).is_dir()
-    assert number > 1
 
 
 def unpack_at_once(source: Path, barrier: Any, found: Any) -> None:

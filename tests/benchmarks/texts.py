@@ -1,7 +1,6 @@
 """How many texts of results files this machine makes again: what their sidecars say, run anew and laid beside them.
 
-`python -m tests.benchmarks.texts FOLDER --out FILE.json` with the repository root and `tests` on the path. On the
-samples of an H200: three minutes on a CPU, and as long on a GPU as its start takes.
+`python -m tests.benchmarks.texts FOLDER --out FILE.json` with the repository root and `tests` on the path.
 """
 
 import argparse
@@ -58,7 +57,8 @@ def compare(theirs: Records, own: Records) -> dict[str, Any]:
 def machine(path: Path) -> dict[str, Any]:
     """What a sidecar says of the machine of its first run."""
     run = tomllib.loads(path.read_text())["provenance"]["runs"][0]
-    return {key: run.get(key) for key in ("gpu", "device", "torch", "engine")}
+    machine = {key: run["machine"].get(key) for key in ("gpu", "device")}
+    return {**machine, "torch": run["versions"]["torch"], "engine": run["engine"]["name"]}
 
 
 def main() -> None:
