@@ -58,7 +58,7 @@ def machine(path: Path) -> dict[str, Any]:
     """What a sidecar says of the machine of its first run."""
     run = tomllib.loads(path.read_text())["provenance"]["runs"][0]
     machine = {key: run["machine"].get(key) for key in ("gpu", "device")}
-    return {**machine, "torch": run["versions"]["torch"], "engine": run["engine"]["name"]}
+    return {**machine, "torch": run["versions"]["torch"], "engine": run.get("engine", {}).get("name")}
 
 
 def main() -> None:
