@@ -13,14 +13,17 @@ def signals_wait() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # others cannot be put back
+    handlers = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(number)) is not None  # else it could not be put back
+    }
     try:
-        for number in ours:
+        for number in handlers:
             signal.signal(number, lambda got, _frame: arrived.append(got))
         yield
     finally:
-        for number, handler in ours.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         for got in arrived[:1]:
             signal.raise_signal(got)

@@ -56,5 +56,10 @@ def assert_nowhere(secret: str, run: subprocess.CompletedProcess[str], folder: P
 def output_of(program: str, *arguments: str, **environment: str) -> str:
     """What a program of `tests/programs` prints in a process of its own, with all that can be imported here."""
     command = [sys.executable, "-W", "ignore", PROGRAMS / f"{program}.py", *arguments]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    return done(subprocess.run(command, env=env, capture_output=True, text=True, check=False)).stdout
+    run = subprocess.run(command, env=importing(**environment), capture_output=True, text=True, check=False)
+    return done(run).stdout
+
+
+def importing(**environment: str) -> dict[str, str]:
+    """An environment in which a process imports whatever can be imported here."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}

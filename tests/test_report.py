@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 from forkserver import ForkServer
-from helpers import PROGRAMS, Command
+from helpers import PROGRAMS, Command, importing
 
 from runner import report_pool
 from runner.errors import SetupError, SpecError
@@ -349,7 +349,7 @@ def test_an_interrupted_report_ends_with_one_line(tmp_path: Path, *, pool: bool)
     nobody, pipe = subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=nobody, stderr=pipe, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=importing(),
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:

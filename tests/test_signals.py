@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import PROGRAMS
+from helpers import PROGRAMS, importing
 
 from runner.env_files import replace_open
 from runner.env_signals import signals_wait
@@ -96,7 +96,7 @@ def run_struck(call: str, number: int, program: str, *arguments: Path, only: Pat
     """What a program prints as an error if Ctrl-C strikes in its so-manieth call; nothing if it has fewer."""
     strace = ["strace", "-f", "-o", "/dev/null", *(("-P", only) if only else ()), "-e", f"trace={call}"]
     command = [*strace, "-e", f"inject={call}:signal=INT:when={number}", sys.executable, PROGRAMS / program, *arguments]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = importing(PYTHONDONTWRITEBYTECODE="1")
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (run.returncode == 0) != ("KeyboardInterrupt" in run.stderr), run.stderr
     return run.stderr if run.returncode else ""

@@ -5,15 +5,16 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import tomllib
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from helpers import importing
 from records import Records, read_records
 
 from runner.results_summary import key_of
@@ -22,11 +23,10 @@ from runner.results_summary import key_of
 def made_anew(folder: Path, place: Path) -> list[tuple[Path, Path]]:
     """Every results file of a folder with the one that this machine makes of its sidecar."""
     pairs = []
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     for path in sorted(folder.glob("outputs_*.json")):
         if not (place / path.name).exists():  # a spec with several methods makes several files
             command = [sys.executable, "-m", "runner.cli", str(path.with_suffix(".toml")), "--results", str(place)]
-            subprocess.run([*command, "--log-level", "WARNING"], env=environment, check=True)
+            subprocess.run([*command, "--log-level", "WARNING"], env=importing(HF_HUB_OFFLINE="1"), check=True)
         pairs.append((path, place / path.name))
     return pairs
 
@@ -46,10 +46,9 @@ def compare(theirs: Records, own: Records) -> dict[str, Any]:
         of[kind] += 1
         equal[kind] += record["output"] == other["output"]
         if record["output"] != other["output"]:
-            length = max(len(record["output"]), len(other["output"]))
-            letters = zip(record["output"], other["output"], strict=False)
-            same = next((at for at, (one, another) in enumerate(letters) if one != another), None)
-            shares.append((min(len(record["output"]), len(other["output"])) if same is None else same) / length)
+            letters = zip_longest(record["output"], other["output"])
+            same = next(at for at, (one, another) in enumerate(letters) if one != another)
+            shares.append(same / max(len(record["output"]), len(other["output"])))
     digests = sum(record["weights_digest"] == texts[key_of(record)]["weights_digest"] for record in theirs)
     return {"equal": dict(equal), "of": dict(of), "equal_digests": digests, "equal_share_of_others": sorted(shares)}
 
