@@ -16,6 +16,7 @@ from attrs import frozen
 
 from runner.errors import DegradeError, SetupError, Terminated
 from runner.model_checkpoint import check_file, check_folder, check_report, check_size
+from runner.model_gguf import answer_ends, name_end
 from runner.model_hub import explain, use_cache_alone_if_hub_is_away
 from runner.model_placement import forget_packing
 from runner.model_unpacked import copy_of
@@ -87,7 +88,17 @@ def load_whole(source: Source, config: Any, **options: Any) -> Any:
         options["config"] = config
     model, report = load(class_for(config), source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_report(model, report, str(source.gguf or source.path))
+    if source.gguf:
+        model.generation_config.eos_token_id = answer_ends(tokenizer_in(without_weights(source)))
     return model
+
+
+def tokenizer_in(source: Source) -> Any:
+    """The tokenizer of a source; that of a GGUF itself ends texts as its metadata says."""
+    tokenizer = load(transformers.AutoTokenizer, source)
+    if source.gguf:
+        name_end(tokenizer, load(transformers.AutoConfig, source))
+    return tokenizer
 
 
 def build_on_meta(config: Any) -> Any:
@@ -129,10 +140,8 @@ def _copy(source: Source, kind: str, unpack: Callable[[Path], None]) -> Source:
 
 
 def _unpack_text(source: Source, folder: Path) -> None:
-    config = load(transformers.AutoConfig, source)
-    tokenizer = load(transformers.AutoTokenizer, source)
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    load(transformers.AutoConfig, source).save_pretrained(folder)
+    tokenizer_in(source).save_pretrained(folder)
 
 
 def _unpack_weights(source: Source, config: Any, dtype: torch.dtype, folder: Path) -> None:

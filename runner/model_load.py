@@ -20,7 +20,17 @@ from runner.env_gpu import why_no_gpu
 from runner.errors import SetupError, SpecError
 from runner.model_attention import choose_attention, repeat_on_cuda
 from runner.model_checkpoint import check_quantisation, quantisation_of, warn_of_nonfinite
-from runner.model_files import Source, build_on_meta, in_words, load, load_whole, plain, with_weights, without_weights
+from runner.model_files import (
+    Source,
+    build_on_meta,
+    in_words,
+    load,
+    load_whole,
+    plain,
+    tokenizer_in,
+    with_weights,
+    without_weights,
+)
 from runner.model_memory import has_room
 from runner.spec import DType, Model
 
@@ -139,7 +149,7 @@ def load_config(source: Source) -> Any:
 
 def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer."""
-    return load(transformers.AutoTokenizer, without_weights(source))
+    return tokenizer_in(without_weights(source))
 
 
 def load_processor(source: Source) -> Any:

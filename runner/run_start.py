@@ -13,6 +13,7 @@ from runner.decode_reference import Agreement
 from runner.decode_sampling import Sampling
 from runner.decode_scheduler import BatchScheduler
 from runner.errors import SetupError
+from runner.model_gguf import turn_end
 from runner.model_load import pad_token
 from runner.run_setup import RunContext
 from runner.spec import Spec
@@ -56,6 +57,7 @@ def start_check(context: RunContext, scheduler: BatchScheduler, fastest: Name) -
     if left_out := [f"{key} = {value}" for key, value in context.checkpoint_settings.items() if key != "end_tokens"]:
         listed = ", ".join(left_out)
         logger.warning("the checkpoint's generation_config has %s: not applied, the spec decides alone", listed)
+    _warn_of_answers_without_end(context)
     select_engine(context, scheduler, fastest)
     logger.info(
         "decoding %d rows with engine %s; logits are the model's own to %.1g of their spread (%.1f s)",
@@ -65,6 +67,14 @@ def start_check(context: RunContext, scheduler: BatchScheduler, fastest: Name) -
         seconds,
     )
     return Start(scheduler.engine, agreement, time.monotonic() - context.began)
+
+
+def _warn_of_answers_without_end(context: RunContext) -> None:
+    end = turn_end(context.tokenizer)
+    if end is not None and end not in context.checkpoint_settings["end_tokens"]:
+        name = context.tokenizer.convert_ids_to_tokens(end)
+        logger.warning("the chat template ends a turn with %s, but no answer ends with it: the checkpoint's "
+                       "generation_config, and with it generate, does not know it", name)  # fmt: skip
 
 
 def select_engine(context: RunContext, scheduler: BatchScheduler, fastest: Name) -> None:

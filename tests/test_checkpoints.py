@@ -12,8 +12,11 @@ import torch
 import transformers
 from conftest import QUESTIONS
 from tiny import TEXT, tiny_tokenizer
+from tiny_gguf import tensors, write_gguf
 
 from runner.cli import main
+from runner.model_files import plain
+from runner.model_gguf import answer_ends, name_end, turn_end
 from runner.task_tokens import encode
 
 NEW_TOKENS = 12
@@ -138,6 +141,81 @@ def test_end_tokens_of_config_and_tokenizer_both_end(run: Run, study: Path, tmp_
     folder = save(tmp_path / "model", llama(), eos_token_id=[70, 71])
     assert run(folder, *GREEDY) == 0
     assert sidecar(study)["generation_config"]["end_tokens"] == [2, 70, 71]
+
+
+SPECIAL = ["<|begin|>", "<|end|>", "<|turn|>", "<|turn_end|>"]
+TURNS = (
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|turn_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>model\n{% endif %}"
+)
+
+
+def generated_without_end(path: Path) -> list[list[int]]:
+    """The token ids that `generate` gives greedily for each question to a GGUF, whatever might end them."""
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, **plain())
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+    found = []
+    for text in QUESTIONS:
+        turn = [{"role": "user", "content": text}]
+        asked = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(asked, add_special_tokens=False, return_tensors="pt").input_ids
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
+        found.append(out[0, ids.shape[1] :].tolist())
+    return found
+
+
+def test_the_end_of_a_turn_ends_an_answer_of_a_gguf(run: Run, study: Path, tmp_path: Path) -> None:
+    """Also where the metadata names another token, as in files of Gemma; up to it the answer is that of `generate`."""
+    path, end, turn = tmp_path / "tiny.gguf", SPECIAL.index("<|end|>"), SPECIAL.index("<|turn_end|>")
+    weights = tensors(SPECIAL)
+    write_gguf(path, SPECIAL, "<|end|>", TURNS, weights)
+    rows, drawn = weights["output.weight"], generated_without_end(path)[0][5]
+    rows[[turn, drawn]] = rows[[drawn, turn]]  # so that the end of a turn is drawn in its place
+    write_gguf(path, SPECIAL, "<|end|>", TURNS, weights)
+    said = generated_without_end(path)
+    assert said[0].index(turn) <= 5
+    assert run(path, *GREEDY) == 0
+    assert sidecar(study)["generation_config"]["end_tokens"] == [end, turn]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    cut = [ids[: next((at for at, token in enumerate(ids) if token in {end, turn}), None)] for ids in said]
+    assert [record["output"] for record in records(study)] == tokenizer.batch_decode(cut, skip_special_tokens=True)
+    assert records(study)[0]["finish_reason"] == "eos"
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (TURNS, None),  # the tokenizer has no such special token
+        (TURNS.replace("<|turn_end|>", "<unk>"), 3),
+        (TURNS.replace("<|turn_end|>", " <unk> and more"), 3),
+        (TURNS.replace("<|turn_end|>", ""), None),
+        (TURNS.replace("m['content']", "'other'"), None),  # leaves the answer out
+        (TURNS.replace("<|turn_end|>", "{{ raise_exception('no answers') }}"), None),
+        (None, None),
+    ],
+)
+def test_what_a_template_writes_behind_an_answer(template: str | None, wanted: int | None) -> None:
+    """A special token is the end of a turn; it joins the end of a text, which is what the configuration names."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    assert turn_end(tokenizer) == wanted
+    name_end(tokenizer, transformers.LlamaConfig(eos_token_id=None))
+    assert tokenizer.eos_token_id == 2
+    name_end(tokenizer, transformers.LlamaConfig(eos_token_id=1))  # as releases do that take the one for the other
+    assert answer_ends(tokenizer) == sorted({1, wanted} - {None})
+
+
+def test_a_turn_whose_end_ends_no_answer_is_said(
+    run: Run, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers are those of `generate`, which goes on behind it too."""
+    folder = save(tmp_path / "model", llama())
+    (folder / "chat_template.jinja").write_text(TURNS.replace("<|turn_end|>", "<unk>"))
+    assert run(folder, *GREEDY) == 0
+    assert "the chat template ends a turn with <unk>, but no answer ends with it" in capsys.readouterr().err
+    assert sidecar(study)["generation_config"]["end_tokens"] == [2]
 
 
 def test_a_base_model_is_no_chat_model(

@@ -1,10 +1,12 @@
 """How many texts of results files this machine makes again: what their sidecars say, run anew and laid beside them.
 
-`python -m tests.benchmarks.texts FOLDER --out FILE.json` with the repository root and `tests` on the path.
+`python -m tests.benchmarks.texts FOLDER --out FILE.json` with the repository root and `tests` on the path. With
+`--code` another checkout makes the texts: the one that made the files tells machines apart from versions.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,19 +16,27 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from helpers import importing
 from records import Records, read_records
 
 from runner.results_summary import key_of
 
 
-def made_anew(folder: Path, place: Path) -> list[tuple[Path, Path]]:
-    """Every results file of a folder with the one that this machine makes of its sidecar."""
+def made_anew(folder: Path, place: Path, code: Path) -> list[tuple[Path, Path]]:
+    """Every results file of a folder with the one that a checkout makes of its sidecar on this machine."""
     pairs = []
+    paths = os.pathsep.join([str(code.resolve()), *sys.path])
     for path in sorted(folder.glob("outputs_*.json")):
         if not (place / path.name).exists():  # a spec with several methods makes several files
-            command = [sys.executable, "-m", "runner.cli", str(path.with_suffix(".toml")), "--results", str(place)]
-            subprocess.run([*command, "--log-level", "WARNING"], env=importing(HF_HUB_OFFLINE="1"), check=True)
+            command = [
+                sys.executable,
+                "-m",
+                "runner.cli",
+                str(path.resolve().with_suffix(".toml")),
+                "--results",
+                str(place),
+            ]
+            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+            subprocess.run([*command, "--log-level", "WARNING"], cwd=code, env=environment, check=True)
         pairs.append((path, place / path.name))
     return pairs
 
@@ -65,10 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="results files with their sidecars")
     parser.add_argument("--out", type=Path, required=True, help="the figures, as JSON")
+    parser.add_argument("--code", type=Path, default=Path(), help="the checkout that makes the texts")
     told = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
-        for path, own in made_anew(told.folder, Path(place)):
+        for path, own in made_anew(told.folder, Path(place), told.code):
             compared = compare(read_records(path), read_records(own))
             machines = {"theirs": machine(path.with_suffix(".toml")), "own": machine(own.with_suffix(".toml"))}
             found[path.name] = {**machines, **compared}
