@@ -7,9 +7,7 @@ a text for the last.
 
 from typing import Any
 
-from jinja2 import TemplateError
-
-ASKED, ANSWERED = "question", "answer"
+TURNS = ({"role": "user", "content": "What was the weather?"}, {"role": "assistant", "content": "It was raining."})
 
 
 def name_end(tokenizer: Any, config: Any) -> None:
@@ -24,15 +22,13 @@ def answer_ends(tokenizer: Any) -> list[int]:
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes behind an answer; None: none, or it takes no answer."""
+    """The added token that the chat template writes behind an answer, `<|im_end|>` say; None where there is none."""
     if not tokenizer.chat_template:
         return None
-    turns = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except (TemplateError, ValueError, TypeError):
-        return None  # that of a question alone may well be sound
-    written, _, behind = text.rpartition(ANSWERED)
-    ids = tokenizer(behind.lstrip(), add_special_tokens=False).input_ids
-    ends = bool(written and ids) and tokenizer.added_tokens_decoder.get(ids[0])
-    return ids[0] if ends and ends.special else None
+        text = tokenizer.apply_chat_template([*TURNS], tokenize=False)
+    except Exception:  # noqa: BLE001 - a template can fail in any way, and may do so for answers alone
+        return None
+    written, _, behind = text.rpartition(TURNS[-1]["content"])
+    ids: list[int] = tokenizer(behind.lstrip(), add_special_tokens=False).input_ids
+    return ids[0] if written and ids and ids[0] in tokenizer.added_tokens_decoder else None

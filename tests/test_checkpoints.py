@@ -187,17 +187,18 @@ def test_the_end_of_a_turn_ends_an_answer_of_a_gguf(run: Run, study: Path, tmp_p
 @pytest.mark.parametrize(
     ("template", "wanted"),
     [
-        (TURNS, None),  # the tokenizer has no such special token
+        (TURNS, None),  # the tokenizer has no such token
         (TURNS.replace("<|turn_end|>", "<unk>"), 3),
         (TURNS.replace("<|turn_end|>", " <unk> and more"), 3),
         (TURNS.replace("<|turn_end|>", ""), None),
         (TURNS.replace("m['content']", "'other'"), None),  # leaves the answer out
         (TURNS.replace("<|turn_end|>", "{{ raise_exception('no answers') }}"), None),
+        (TURNS.replace("<|turn_end|>", "{{ 1 / 0 }}"), None),
         (None, None),
     ],
 )
 def test_what_a_template_writes_behind_an_answer(template: str | None, wanted: int | None) -> None:
-    """A special token is the end of a turn; it joins the end of a text, which is what the configuration names."""
+    """An added token is the end of a turn; it joins the end of a text, which is what the configuration names."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     assert turn_end(tokenizer) == wanted
