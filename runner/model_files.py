@@ -16,7 +16,7 @@ from attrs import frozen
 
 from runner.errors import DegradeError, SetupError, Terminated
 from runner.model_checkpoint import check_file, check_folder, check_report, check_size
-from runner.model_gguf import answer_ends, name_end
+from runner.model_gguf import answer_ends, name_special_tokens
 from runner.model_hub import explain, use_cache_alone_if_hub_is_away
 from runner.model_placement import forget_packing
 from runner.model_unpacked import copy_of
@@ -94,10 +94,10 @@ def load_whole(source: Source, config: Any, **options: Any) -> Any:
 
 
 def tokenizer_in(source: Source) -> Any:
-    """The tokenizer of a source; that of a GGUF itself ends texts as its metadata says."""
+    """The tokenizer of a source; that of a GGUF itself has the special tokens that its metadata names."""
     tokenizer = load(transformers.AutoTokenizer, source)
     if source.gguf:
-        name_end(tokenizer, load(transformers.AutoConfig, source))
+        name_special_tokens(tokenizer, load(transformers.AutoConfig, source))
     return tokenizer
 
 

@@ -1,19 +1,25 @@
-"""Which tokens end an answer of a GGUF: those of its metadata, and what its chat template writes behind an answer.
+"""Special tokens of a GGUF, which releases of transformers read differently: what ends an answer, what opens a turn.
 
-The file has no generation config. Its metadata names one token, often not the one that ends a turn, as in files of
-Gemma; and releases of transformers read it differently: 5.17 gives a tokenizer of the Llama family the first token of
-a text for the last.
+The file has no generation config. Its metadata names one token that ends a text, often not the one that ends a turn,
+as in files of Gemma. Of transformers 5.17, a tokenizer of the Llama family gets the first token of a text for the last,
+and one of Gemma spells `<start_of_turn>` out.
 """
 
+import re
 from typing import Any
 
+from runner.errors import SetupError
+
+MARKUP = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 TURNS = ({"role": "user", "content": "What was the weather?"}, {"role": "assistant", "content": "It was raining."})
 
 
-def name_end(tokenizer: Any, config: Any) -> None:
-    """Let a tokenizer's end of a text be the token that the configuration has from the metadata."""
-    if isinstance(config.eos_token_id, int):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+def name_special_tokens(tokenizer: Any, config: Any) -> None:
+    """Let the tokens of a tokenizer that end a text, and fill one up, be those that its configuration has."""
+    for name in ("eos_token", "pad_token"):
+        token_id = getattr(config, f"{name}_id")
+        if isinstance(token_id, int):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
 
 
 def answer_ends(tokenizer: Any) -> list[int]:
@@ -32,3 +38,19 @@ def turn_end(tokenizer: Any) -> int | None:
     written, _, behind = text.rpartition(TURNS[-1]["content"])
     ids: list[int] = tokenizer(behind.lstrip(), add_special_tokens=False).input_ids
     return ids[0] if written and ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def check_markup(tokenizer: Any) -> None:
+    """Refuse a tokenizer that spells out what its vocabulary has one token for, in what the chat template writes.
+
+    Raises:
+        SetupError: the first such token.
+    """
+    if not tokenizer.chat_template:
+        return
+    text = tokenizer.apply_chat_template([TURNS[0]], tokenize=False, add_generation_prompt=True)
+    vocabulary, ids = tokenizer.get_vocab(), {*tokenizer(text, add_special_tokens=False).input_ids}
+    for word in dict.fromkeys(MARKUP.findall(text)):
+        if word in vocabulary and vocabulary[word] not in ids:
+            raise SetupError(f"model.id: {word} of the chat template is one token of the file, and this release of "
+                             "transformers spells it out: install a newer one")  # fmt: skip

@@ -13,6 +13,7 @@ from transformers.utils import chat_template_utils
 from runner.cli_boundary import first_line
 from runner.errors import DegradeError, SetupError, SpecError
 from runner.model_files import Source, in_words
+from runner.model_gguf import check_markup
 from runner.model_load import load_config, load_processor, load_tokenizer, locate
 from runner.model_positions import check_family, check_length
 from runner.model_vision import ImageInputs, check_takes_pictures, encode_with_picture, image_inputs_of, picture_words
@@ -81,6 +82,8 @@ def _tokenise(spec: Spec, inputs: TaskInputs, source: Source) -> Tokens:
         if inputs.picture is None:
             tokenizer = load_tokenizer(source)
             ids = [encode(tokenizer, prompt.text) for prompt in prompts]
+            if source.gguf:
+                check_markup(tokenizer)
         else:
             check_takes_pictures(config)
             processor = load_processor(source)

@@ -4,6 +4,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import transformers
 from conftest import QUESTIONS
 from tiny import TEXT, tiny_tokenizer
 from tiny_gguf import tensors, write_gguf
+from tokenizers import Tokenizer
 
 from runner.cli import main
+from runner.errors import SetupError
 from runner.model_files import plain
-from runner.model_gguf import answer_ends, name_end, turn_end
+from runner.model_gguf import answer_ends, check_markup, name_special_tokens, turn_end
 from runner.task_tokens import encode
 
 NEW_TOKENS = 12
@@ -202,10 +205,26 @@ def test_what_a_template_writes_behind_an_answer(template: str | None, wanted: i
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     assert turn_end(tokenizer) == wanted
-    name_end(tokenizer, transformers.LlamaConfig(eos_token_id=None))
-    assert tokenizer.eos_token_id == 2
-    name_end(tokenizer, transformers.LlamaConfig(eos_token_id=1))  # as releases do that take the one for the other
+    name_special_tokens(tokenizer, transformers.LlamaConfig(eos_token_id=None, pad_token_id=3))
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 3)
+    name_special_tokens(tokenizer, transformers.LlamaConfig(eos_token_id=1))
     assert answer_ends(tokenizer) == sorted({1, wanted} - {None})
+
+
+def test_a_word_of_the_template_that_is_spelt_out_is_refused() -> None:
+    """Though the vocabulary has it, as releases do that do not take a GGUF's control tokens for whole ones."""
+    described = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    for known in (False, True):
+        if known:
+            described["model"]["vocab"]["<|turn|>"] = len(described["model"]["vocab"])
+        backend = Tokenizer.from_str(json.dumps(described))
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+        check_markup(tokenizer)
+        tokenizer.chat_template = TURNS
+        with pytest.raises(SetupError, match="is one token of the file") if known else nullcontext():
+            check_markup(tokenizer)
+    tokenizer.add_tokens(["<|turn|>"])
+    check_markup(tokenizer)
 
 
 def test_a_turn_whose_end_ends_no_answer_is_said(

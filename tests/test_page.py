@@ -12,6 +12,7 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from runner.report import report
 
@@ -28,6 +29,7 @@ HOSTILE = (
     "\x1b[31mred\x1b[0m \u202egnp.exe\u202c end of it."
 )
 REPEATS = 10
+MOST_SECONDS = 20  # until a page is drawn
 NAMES = ("Anna", "Berta", "Clara", "Dora", "Emil", "Fritz")
 TEXTS = (  # the more damage, the worse
     "Last night I walked by a calm river while small birds sang above old bridges. {} came along, and we talked.",
@@ -113,7 +115,12 @@ def page(driver: Chrome, path: Path) -> Chrome:
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     driver.get(path.as_uri())
     driver.execute_script("document.querySelectorAll('details').forEach((details) => details.open = true)")
+    WebDriverWait(driver, MOST_SECONDS).until(_is_unfolded)  # a text that is not drawn yet is empty
     return driver
+
+
+def _is_unfolded(driver: Chrome) -> bool:
+    return all(table.is_displayed() for table in driver.find_elements(By.CSS_SELECTOR, "details table"))
 
 
 def _window(driver: Chrome, width: int, height: int) -> None:

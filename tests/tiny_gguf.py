@@ -8,13 +8,13 @@ from tokenizers import pre_tokenizers
 
 WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
-MERGED = "Ġt"  # one merge, for a file has no empty list of them
+MERGED = ["Ġt", "Ġth"]  # a file has no empty list of merges, and some releases read one of one wrongly
 CONTROL, ORDINARY = 3, 1  # of llama.cpp's kinds of tokens
 
 
 def tensors(special: list[str]) -> dict[str, np.ndarray]:
     """Random weights under llama.cpp's names, for a vocabulary with these special tokens."""
-    vocabulary, of = len(special) + len(BYTES) + 1, np.random.default_rng(5)
+    vocabulary, of = len(special) + len(BYTES) + len(MERGED), np.random.default_rng(5)
     kv = WIDTH * KV_HEADS // HEADS
     shapes = {"attn_q": (WIDTH, WIDTH), "attn_k": (kv, WIDTH), "attn_v": (kv, WIDTH), "attn_output": (WIDTH, WIDTH),
               "ffn_gate": (INNER, WIDTH), "ffn_up": (INNER, WIDTH), "ffn_down": (WIDTH, INNER)}  # fmt: skip
@@ -27,8 +27,8 @@ def tensors(special: list[str]) -> dict[str, np.ndarray]:
 
 
 def write_gguf(path: Path, special: list[str], eos: str, template: str, weights: dict[str, np.ndarray]) -> None:
-    """A file whose ids are those of the special tokens, of the bytes, and of one merge."""
-    tokens = [*special, *BYTES, MERGED]
+    """A file whose ids are those of the special tokens, of the bytes, and of two merges."""
+    tokens = [*special, *BYTES, *MERGED]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
     writer.add_context_length(512)
@@ -42,7 +42,7 @@ def write_gguf(path: Path, special: list[str], eos: str, template: str, weights:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([CONTROL] * len(special) + [ORDINARY] * (len(tokens) - len(special)))
-    writer.add_token_merges(["Ġ t"])
+    writer.add_token_merges(["Ġ t", "Ġt h"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(special.index(eos))
     writer.add_chat_template(template)
