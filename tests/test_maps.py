@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from forkserver import ForkServer
 from helpers import Command, done
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from planted_grids import PROJECTIONS, STRONG, WORDS, planted_grid
 from scipy.stats import ttest_ind
@@ -285,6 +285,8 @@ def test_where_nothing_varies_many_equal_texts_are_needed() -> None:
     st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=1, max_size=30),
     st.booleans(),
 )
+@example(values=[-1.0, 1.0], logarithmic=False)
+@example(values=[-1.0, 1.0], logarithmic=True)
 def test_a_scale_holds_its_values_and_gets_darker_without_a_turn(values: list[float], logarithmic: bool) -> None:  # noqa: FBT001
     """Lightness rises from one end to the other, and is darkest where the change is largest."""
     shown = [math.exp(value / 10) for value in values] if logarithmic else values
@@ -298,7 +300,8 @@ def test_a_scale_holds_its_values_and_gets_darker_without_a_turn(values: list[fl
     assert (np.diff(grey) > 0).all() or (np.diff(grey) < 0).all()
     assert grey.max() <= np.array(mpl.colormaps["cividis"](LIGHTEST)[:3]) @ LUMINANCE + 1e-9
     sizes = np.abs(np.log(shown)) if logarithmic else np.abs(shown)
-    assert grey[steps[sizes.argmax()]] <= grey[steps[-1]]
+    largest = steps[:-1][sizes >= sizes.max() * (1 - 1e-9)]  # on both sides, if as much is lost as is won
+    assert grey[largest].min() <= grey[steps[-1]]
 
 
 @pytest.mark.slow
