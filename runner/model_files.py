@@ -16,7 +16,7 @@ from attrs import frozen
 
 from runner.errors import DegradeError, SetupError, Terminated
 from runner.model_checkpoint import check_file, check_folder, check_report, check_size
-from runner.model_gguf import answer_ends, name_special_tokens
+from runner.model_gguf import answer_ends, name_end
 from runner.model_hub import explain, use_cache_alone_if_hub_is_away
 from runner.model_placement import forget_packing
 from runner.model_unpacked import copy_of
@@ -89,15 +89,16 @@ def load_whole(source: Source, config: Any, **options: Any) -> Any:
     model, report = load(class_for(config), source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_report(model, report, str(source.gguf or source.path))
     if source.gguf:
-        model.generation_config.eos_token_id = answer_ends(tokenizer_in(without_weights(source)))
+        settings, tokenizer = model.generation_config, tokenizer_in(without_weights(source))
+        settings.eos_token_id = answer_ends(tokenizer, settings.eos_token_id)
     return model
 
 
 def tokenizer_in(source: Source) -> Any:
-    """The tokenizer of a source; that of a GGUF itself has the special tokens that its metadata names."""
+    """The tokenizer of a source; that of a GGUF itself ends texts as its metadata says."""
     tokenizer = load(transformers.AutoTokenizer, source)
     if source.gguf:
-        name_special_tokens(tokenizer, load(transformers.AutoConfig, source))
+        name_end(tokenizer, load(transformers.AutoConfig, source))
     return tokenizer
 
 

@@ -6,51 +6,98 @@ and one of Gemma spells `<start_of_turn>` out.
 """
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from runner.errors import SetupError
 
-MARKUP = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
-TURNS = ({"role": "user", "content": "What was the weather?"}, {"role": "assistant", "content": "It was raining."})
+MARKUP = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+WHOLE = {3, 4}  # of llama.cpp's kinds of tokens, those that are one whatever stands around them: control, user-defined
+BLANK = " ▁\n\t"
+ASKED, ANSWERED, THEN_ASKED = "What was the weather?", "It was raining.", "And before?"
+TURNS = (
+    {"role": "user", "content": ASKED},
+    {"role": "assistant", "content": ANSWERED},
+    {"role": "user", "content": THEN_ASKED},
+)
 
 
-def name_special_tokens(tokenizer: Any, config: Any) -> None:
-    """Let the tokens of a tokenizer that end a text, and fill one up, be those that its configuration has."""
-    for name in ("eos_token", "pad_token"):
-        token_id = getattr(config, f"{name}_id")
-        if isinstance(token_id, int):
-            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
+def name_end(tokenizer: Any, config: Any) -> None:
+    """Let the token that ends a text be that of the metadata, from which the configuration has it.
+
+    Where the metadata has none, neither has the tokenizer, and the configuration has that of its class.
+    """
+    given = getattr(config, "eos_token_id", None)
+    token_id = given[0] if isinstance(given, list) and given else given
+    if tokenizer.eos_token is not None and isinstance(token_id, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token_id)
 
 
-def answer_ends(tokenizer: Any) -> list[int]:
-    """The token ids that end an answer, ascending: the end of a text, and the end of a turn."""
-    return sorted({tokenizer.eos_token_id, turn_end(tokenizer)} - {None})
+def answer_ends(tokenizer: Any, given: int | Sequence[int] | None) -> list[int] | None:
+    """The token ids that end an answer, ascending: `given` by the configuration, the end of a text and of a turn."""
+    known = [given] if isinstance(given, int) or given is None else given
+    named = [*known, tokenizer.eos_token_id] if tokenizer.eos_token is not None else []
+    return sorted({end for end in (*named, turn_end(tokenizer)) if end is not None}) or None
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The added token that the chat template writes behind an answer, `<|im_end|>` say; None where there is none."""
-    if not tokenizer.chat_template:
-        return None
-    try:
-        text = tokenizer.apply_chat_template([*TURNS], tokenize=False)
-    except Exception:  # noqa: BLE001 - a template can fail in any way, and may do so for answers alone
-        return None
-    written, _, behind = text.rpartition(TURNS[-1]["content"])
-    ids: list[int] = tokenizer(behind.lstrip(), add_special_tokens=False).input_ids
-    return ids[0] if written and ids and ids[0] in tokenizer.added_tokens_decoder else None
+    """The first added token that the chat template writes behind an answer, `<|im_end|>` say; None where none is.
+
+    Some templates end a turn only where another follows. What opens a message ends none.
+    """
+    for turns in (TURNS[:2], TURNS):
+        written, _, behind = _templated(tokenizer, turns).rpartition(ANSWERED)
+        if written:
+            found = next(iter(_added(tokenizer, behind.partition(THEN_ASKED)[0])), None)
+            if found not in {None, _opener(tokenizer, written.partition(ASKED)[0])}:
+                return found
+    return None
 
 
-def check_markup(tokenizer: Any) -> None:
-    """Refuse a tokenizer that spells out what its vocabulary has one token for, in what the chat template writes.
+def check_markup(tokenizer: Any, path: Path) -> None:
+    """Refuse a tokenizer that spells out, in what the chat template writes, what is one token of a file.
 
     Raises:
         SetupError: the first such token.
     """
-    if not tokenizer.chat_template:
+    text = _templated(tokenizer, TURNS[:1], add_generation_prompt=True) + _templated(tokenizer, TURNS)
+    vocabulary, ids = tokenizer.get_vocab(), {*_ids(tokenizer, text)}
+    spelt_out = [word for word in dict.fromkeys(MARKUP.findall(text)) if vocabulary.get(word) not in {None, *ids}]
+    if not spelt_out:
         return
-    text = tokenizer.apply_chat_template([TURNS[0]], tokenize=False, add_generation_prompt=True)
-    vocabulary, ids = tokenizer.get_vocab(), {*tokenizer(text, add_special_tokens=False).input_ids}
-    for word in dict.fromkeys(MARKUP.findall(text)):
-        if word in vocabulary and vocabulary[word] not in ids:
+    from gguf import GGUFReader  # which takes seconds to read a file
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.token_type")
+    kinds = field.contents() if field else []
+    for word in spelt_out:
+        if vocabulary[word] < len(kinds) and kinds[vocabulary[word]] in WHOLE:
             raise SetupError(f"model.id: {word} of the chat template is one token of the file, and this release of "
                              "transformers spells it out: install a newer one")  # fmt: skip
+
+
+def _templated(tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> str:
+    """What the template writes of some turns; nothing where there is none, or where it takes no such turns."""
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        return str(tokenizer.apply_chat_template([*turns], tokenize=False, **options))
+    except Exception:  # noqa: BLE001 - a template can fail in any way, and may do so for answers alone
+        return ""
+
+
+def _opener(tokenizer: Any, before: str) -> int | None:
+    """The first added token before a question, behind the one that begins a text if that stands there once."""
+    added, begin = _added(tokenizer, before), tokenizer.bos_token_id
+    at = 1 if added[:1] == [begin] and added.count(begin) == 1 else 0
+    return next(iter(added[at:]), None)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _added(tokenizer: Any, text: str) -> list[int]:
+    """The added tokens of a text, in its order, but blank ones."""
+    added = tokenizer.added_tokens_decoder
+    return [one for one in _ids(tokenizer, text) if one in added and added[one].content.strip(BLANK)]

@@ -22,7 +22,7 @@ from runner.errors import DegradeError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the copies: another number, and older ones are not looked at
+FORMAT = 3  # of the copies: another number, and older ones are not looked at
 UNPACKERS = ("transformers", "gguf", "tokenizers", "numpy", "torch")
 BLOCK = 2**22  # bytes
 CHECKSUMS = "checksums.json"

@@ -70,11 +70,13 @@ def start_check(context: RunContext, scheduler: BatchScheduler, fastest: Name) -
 
 
 def _warn_of_answers_without_end(context: RunContext) -> None:
-    end = turn_end(context.tokenizer)
-    if end is not None and end not in context.checkpoint_settings["end_tokens"]:
+    end, known = turn_end(context.tokenizer), context.checkpoint_settings["end_tokens"]
+    if end is not None and end not in known:
         name = context.tokenizer.convert_ids_to_tokens(end)
         logger.warning("the chat template ends a turn with %s, but no answer ends with it: the checkpoint's "
                        "generation_config, and with it generate, does not know it", name)  # fmt: skip
+    elif not known:
+        logger.warning("no token ends an answer: the checkpoint names none, so that each has max_new_tokens")
 
 
 def select_engine(context: RunContext, scheduler: BatchScheduler, fastest: Name) -> None:

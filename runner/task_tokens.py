@@ -83,7 +83,7 @@ def _tokenise(spec: Spec, inputs: TaskInputs, source: Source) -> Tokens:
             tokenizer = load_tokenizer(source)
             ids = [encode(tokenizer, prompt.text) for prompt in prompts]
             if source.gguf:
-                check_markup(tokenizer)
+                check_markup(tokenizer, source.gguf)
         else:
             check_takes_pictures(config)
             processor = load_processor(source)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from runner.cli import main
 from runner.errors import SetupError
 from runner.model_files import plain
-from runner.model_gguf import answer_ends, check_markup, name_special_tokens, turn_end
+from runner.model_gguf import answer_ends, check_markup, name_end, turn_end
 from runner.task_tokens import encode
 
 NEW_TOKENS = 12
@@ -147,10 +147,11 @@ def test_end_tokens_of_config_and_tokenizer_both_end(run: Run, study: Path, tmp_
 
 
 SPECIAL = ["<|begin|>", "<|end|>", "<|turn|>", "<|turn_end|>"]
-TURNS = (
-    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|turn_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|turn|>model\n{% endif %}"
-)
+MESSAGES = "{% for m in messages %}START{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}"
+GENERATION = "{% if add_generation_prompt %}<|turn|>model\n{% endif %}"
+OPENED = MESSAGES.replace("START", "<|turn|>")
+CHAT = OPENED.replace("END", "<|turn_end|>") + GENERATION
+BETWEEN = OPENED.replace("END", "{% if not loop.last or add_generation_prompt %}<|turn_end|>{% endif %}") + GENERATION
 
 
 def generated_without_end(path: Path) -> list[list[int]]:
@@ -173,10 +174,10 @@ def test_the_end_of_a_turn_ends_an_answer_of_a_gguf(run: Run, study: Path, tmp_p
     """Also where the metadata names another token, as in files of Gemma; up to it the answer is that of `generate`."""
     path, end, turn = tmp_path / "tiny.gguf", SPECIAL.index("<|end|>"), SPECIAL.index("<|turn_end|>")
     weights = tensors(SPECIAL)
-    write_gguf(path, SPECIAL, "<|end|>", TURNS, weights)
+    write_gguf(path, SPECIAL, "<|end|>", CHAT, weights)
     rows, drawn = weights["output.weight"], generated_without_end(path)[0][5]
     rows[[turn, drawn]] = rows[[drawn, turn]]  # so that the end of a turn is drawn in its place
-    write_gguf(path, SPECIAL, "<|end|>", TURNS, weights)
+    write_gguf(path, SPECIAL, "<|end|>", CHAT, weights)
     said = generated_without_end(path)
     assert said[0].index(turn) <= 5
     assert run(path, *GREEDY) == 0
@@ -190,41 +191,65 @@ def test_the_end_of_a_turn_ends_an_answer_of_a_gguf(run: Run, study: Path, tmp_p
 @pytest.mark.parametrize(
     ("template", "wanted"),
     [
-        (TURNS, None),  # the tokenizer has no such token
-        (TURNS.replace("<|turn_end|>", "<unk>"), 3),
-        (TURNS.replace("<|turn_end|>", " <unk> and more"), 3),
-        (TURNS.replace("<|turn_end|>", ""), None),
-        (TURNS.replace("m['content']", "'other'"), None),  # leaves the answer out
-        (TURNS.replace("<|turn_end|>", "{{ raise_exception('no answers') }}"), None),
-        (TURNS.replace("<|turn_end|>", "{{ 1 / 0 }}"), None),
+        (CHAT, "<|turn_end|>"),
+        ("{{ bos_token }}" + CHAT, "<|turn_end|>"),
+        (CHAT.replace("<|turn|>", "<bos>"), "<|turn_end|>"),  # as SmolLM2, whose texts begin with what opens a turn
+        ("<|turn|>system\nBe kind.<|turn_end|>\n" + CHAT, "<|turn_end|>"),
+        (BETWEEN, "<|turn_end|>"),  # as Yi, which ends a turn only where another follows
+        (CHAT.replace("<|turn_end|>", "</answer> <|turn_end|>"), "<|turn_end|>"),
+        (CHAT.replace("m['content'] }}", "m['content'] | tojson }}"), "<|turn_end|>"),
+        (CHAT.replace("<|turn_end|>", "<eos>"), "<eos>"),
+        (CHAT.replace("<|turn_end|>", "<other>"), None),  # the tokenizer has no such token
+        (OPENED.replace("END", "") + GENERATION, None),  # a turn has no end, so that the next one opens behind it
+        (OPENED.replace("END", "") + "<|turn|>model\n", None),
+        (MESSAGES.replace("START", "").replace("END", "<|turn_end|>"), "<|turn_end|>"),
+        (CHAT.replace("m['content']", "'other'"), None),  # leaves the answer out
+        (CHAT.replace("<|turn_end|>", "{{ raise_exception('no answers') }}"), None),
+        (CHAT.replace("<|turn_end|>", "{{ 1 / 0 }}"), None),
         (None, None),
     ],
 )
-def test_what_a_template_writes_behind_an_answer(template: str | None, wanted: int | None) -> None:
-    """An added token is the end of a turn; it joins the end of a text, which is what the configuration names."""
+def test_what_a_template_writes_behind_an_answer(template: str | None, wanted: str | None) -> None:
+    """The end of a turn is the first added token there that opens none; it joins the end of a text."""
     tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|turn|>", "<|turn_end|>"], special_tokens=True)
     tokenizer.chat_template = template
-    assert turn_end(tokenizer) == wanted
-    name_special_tokens(tokenizer, transformers.LlamaConfig(eos_token_id=None, pad_token_id=3))
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 3)
-    name_special_tokens(tokenizer, transformers.LlamaConfig(eos_token_id=1))
-    assert answer_ends(tokenizer) == sorted({1, wanted} - {None})
+    end = turn_end(tokenizer)
+    assert (None if end is None else tokenizer.convert_ids_to_tokens(end)) == wanted
+    assert answer_ends(tokenizer, [7]) == sorted({7, 2, end} - {None})
 
 
-def test_a_word_of_the_template_that_is_spelt_out_is_refused() -> None:
-    """Though the vocabulary has it, as releases do that do not take a GGUF's control tokens for whole ones."""
+def test_the_end_of_a_text_is_that_of_the_metadata() -> None:
+    """Where there is none, the configuration has one of its class, which is none of the file."""
+    tokenizer = tiny_tokenizer()
+    for given, wanted in ((None, 2), (1, 1), ([3, 70], 3)):  # releases take the first token of a text for the last
+        name_end(tokenizer, transformers.LlamaConfig(eos_token_id=given))
+        assert tokenizer.eos_token_id == wanted
+    tokenizer.eos_token = None
+    name_end(tokenizer, transformers.LlamaConfig(eos_token_id=1))
+    assert tokenizer.eos_token is None
+    assert answer_ends(tokenizer, 1) is None
+
+
+@pytest.mark.parametrize(("kind", "is_whole"), [(1, False), (3, True), (4, True)])
+def test_a_word_of_the_template_that_is_spelt_out_is_refused(tmp_path: Path, kind: int, is_whole: bool) -> None:  # noqa: FBT001
+    """If it is one token of the file, as releases do that do not take a GGUF's control tokens for whole ones."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, SPECIAL, "<|end|>", CHAT, tensors(SPECIAL), kind)
     described = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
-    for known in (False, True):
-        if known:
-            described["model"]["vocab"]["<|turn|>"] = len(described["model"]["vocab"])
+    words = described["model"]["vocab"]
+
+    def check() -> None:
         backend = Tokenizer.from_str(json.dumps(described))
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
-        check_markup(tokenizer)
-        tokenizer.chat_template = TURNS
-        with pytest.raises(SetupError, match="is one token of the file") if known else nullcontext():
-            check_markup(tokenizer)
-    tokenizer.add_tokens(["<|turn|>"])
-    check_markup(tokenizer)
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=CHAT)
+        check_markup(tokenizer, path)
+
+    check()  # the vocabulary has no such words
+    described["added_tokens"] = []
+    words |= {word: len(SPECIAL) + index for index, word in enumerate(words)}
+    words |= {word: index for index, word in enumerate(SPECIAL)}
+    with pytest.raises(SetupError, match="is one token of the file") if is_whole else nullcontext():
+        check()
 
 
 def test_a_turn_whose_end_ends_no_answer_is_said(
@@ -232,10 +257,25 @@ def test_a_turn_whose_end_ends_no_answer_is_said(
 ) -> None:
     """Answers are those of `generate`, which goes on behind it too."""
     folder = save(tmp_path / "model", llama())
-    (folder / "chat_template.jinja").write_text(TURNS.replace("<|turn_end|>", "<unk>"))
+    (folder / "chat_template.jinja").write_text(CHAT.replace("<|turn_end|>", "<unk>"))
     assert run(folder, *GREEDY) == 0
     assert "the chat template ends a turn with <unk>, but no answer ends with it" in capsys.readouterr().err
     assert sidecar(study)["generation_config"]["end_tokens"] == [2]
+
+
+def test_answers_that_nothing_ends_are_said(
+    run: Run, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where neither configuration nor tokenizer nor template name an end, every answer is as long as it may be."""
+    folder = save(tmp_path / "model", llama())
+    for name, field in (("config", "eos_token_id"), ("generation_config", "eos_token_id"),
+                        ("tokenizer_config", "eos_token")):  # fmt: skip
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {field: None}))
+    assert run(folder, *GREEDY) == 0
+    assert "no token ends an answer" in capsys.readouterr().err
+    assert sidecar(study)["generation_config"]["end_tokens"] == []
+    assert {record["finish_reason"] for record in records(study)} == {"length"}
 
 
 def test_a_base_model_is_no_chat_model(

@@ -26,8 +26,10 @@ def tensors(special: list[str]) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in (found | {"output_norm.weight": np.ones(WIDTH)}).items()}
 
 
-def write_gguf(path: Path, special: list[str], eos: str, template: str, weights: dict[str, np.ndarray]) -> None:
-    """A file whose ids are those of the special tokens, of the bytes, and of two merges."""
+def write_gguf(
+    path: Path, special: list[str], eos: str, template: str, weights: dict[str, np.ndarray], kind: int = CONTROL
+) -> None:
+    """A file whose ids are those of the special tokens, all of one kind, of the bytes, and of two merges."""
     tokens = [*special, *BYTES, *MERGED]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
@@ -41,7 +43,7 @@ def write_gguf(path: Path, special: list[str], eos: str, template: str, weights:
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([CONTROL] * len(special) + [ORDINARY] * (len(tokens) - len(special)))
+    writer.add_token_types([kind] * len(special) + [ORDINARY] * (len(tokens) - len(special)))
     writer.add_token_merges(["Ġ t", "Ġt h"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(special.index(eos))
