@@ -89,16 +89,16 @@ def load_whole(source: Source, config: Any, **options: Any) -> Any:
     model, report = load(class_for(config), source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_report(model, report, str(source.gguf or source.path))
     if source.gguf:
-        settings, tokenizer = model.generation_config, tokenizer_in(without_weights(source))
+        settings, tokenizer = model.generation_config, tokenizer_in(without_weights(source), model.config)
         settings.eos_token_id = answer_ends(tokenizer, settings.eos_token_id)
     return model
 
 
-def tokenizer_in(source: Source) -> Any:
-    """The tokenizer of a source; that of a GGUF itself ends texts as its metadata says."""
+def tokenizer_in(source: Source, config: Any = None) -> Any:
+    """The tokenizer of a source; that of a GGUF itself ends texts as its metadata says, which `config` has if known."""
     tokenizer = load(transformers.AutoTokenizer, source)
     if source.gguf:
-        name_end(tokenizer, load(transformers.AutoConfig, source))
+        name_end(tokenizer, config or load(transformers.AutoConfig, source))
     return tokenizer
 
 
@@ -141,8 +141,9 @@ def _copy(source: Source, kind: str, unpack: Callable[[Path], None]) -> Source:
 
 
 def _unpack_text(source: Source, folder: Path) -> None:
-    load(transformers.AutoConfig, source).save_pretrained(folder)
-    tokenizer_in(source).save_pretrained(folder)
+    config = load(transformers.AutoConfig, source)
+    config.save_pretrained(folder)
+    tokenizer_in(source, config).save_pretrained(folder)
 
 
 def _unpack_weights(source: Source, config: Any, dtype: torch.dtype, folder: Path) -> None:

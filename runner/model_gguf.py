@@ -23,21 +23,25 @@ TURNS = (
 )
 
 
+def ids_in(given: Any) -> list[int]:
+    """The token ids that a configuration has in a field for one, for several, or for none."""
+    listed = given if isinstance(given, list | tuple) else [given]
+    return [token_id for token_id in listed if token_id is not None]
+
+
 def name_end(tokenizer: Any, config: Any) -> None:
     """Let the token that ends a text be that of the metadata, from which the configuration has it.
 
     Where the metadata has none, neither has the tokenizer, and the configuration has that of its class.
     """
-    given = getattr(config, "eos_token_id", None)
-    token_id = given[0] if isinstance(given, list) and given else given
-    if tokenizer.eos_token is not None and isinstance(token_id, int):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token_id)
+    ends = ids_in(getattr(config, "eos_token_id", None))
+    if tokenizer.eos_token is not None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
 
 
-def answer_ends(tokenizer: Any, given: int | Sequence[int] | None) -> list[int] | None:
+def answer_ends(tokenizer: Any, given: Any) -> list[int] | None:
     """The token ids that end an answer, ascending: `given` by the configuration, the end of a text and of a turn."""
-    known = [given] if isinstance(given, int) or given is None else given
-    named = [*known, tokenizer.eos_token_id] if tokenizer.eos_token is not None else []
+    named = [*ids_in(given), tokenizer.eos_token_id] if tokenizer.eos_token is not None else []
     return sorted({end for end in (*named, turn_end(tokenizer)) if end is not None}) or None
 
 
@@ -47,7 +51,7 @@ def turn_end(tokenizer: Any) -> int | None:
     Some templates end a turn only where another follows. What opens a message ends none.
     """
     for turns in (TURNS[:2], TURNS):
-        written, _, behind = _templated(tokenizer, turns).rpartition(ANSWERED)
+        written, _, behind = _written(tokenizer, turns).rpartition(ANSWERED)
         if written:
             found = next(iter(_added(tokenizer, behind.partition(THEN_ASKED)[0])), None)
             if found not in {None, _opener(tokenizer, written.partition(ASKED)[0])}:
@@ -61,7 +65,7 @@ def check_markup(tokenizer: Any, path: Path) -> None:
     Raises:
         SetupError: the first such token.
     """
-    text = _templated(tokenizer, TURNS[:1], add_generation_prompt=True) + _templated(tokenizer, TURNS)
+    text = _written(tokenizer, TURNS[:1], add_generation_prompt=True) + _written(tokenizer, TURNS)
     vocabulary, ids = tokenizer.get_vocab(), {*_ids(tokenizer, text)}
     spelt_out = [word for word in dict.fromkeys(MARKUP.findall(text)) if vocabulary.get(word) not in {None, *ids}]
     if not spelt_out:
@@ -76,7 +80,7 @@ def check_markup(tokenizer: Any, path: Path) -> None:
                              "transformers spells it out: install a newer one")  # fmt: skip
 
 
-def _templated(tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> str:
+def _written(tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> str:
     """What the template writes of some turns; nothing where there is none, or where it takes no such turns."""
     if not tokenizer.chat_template:
         return ""

@@ -31,6 +31,7 @@ from runner.model_files import (
     with_weights,
     without_weights,
 )
+from runner.model_gguf import ids_in
 from runner.model_memory import has_room
 from runner.spec import DType, Model
 
@@ -216,9 +217,7 @@ def fits(model: Model, device: torch.device) -> bool:
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """The token ids that end an answer: those of the generation config and the tokenizer's, all of them."""
-    given = model.generation_config.eos_token_id
-    ids = {*given} if isinstance(given, list | tuple) else {given}
-    return sorted((ids | {tokenizer.eos_token_id}) - {None})
+    return sorted({*ids_in(model.generation_config.eos_token_id), tokenizer.eos_token_id} - {None})
 
 
 def pad_token(model: Any, tokenizer: Any) -> int:

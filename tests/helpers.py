@@ -60,6 +60,6 @@ def output_of(program: str, *arguments: str, **environment: str) -> str:
     return done(run).stdout
 
 
-def importing(**environment: str) -> dict[str, str]:
-    """An environment in which a process imports whatever can be imported here."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+def importing(*first: Path, **environment: str) -> dict[str, str]:
+    """An environment in which a process imports whatever can be imported here, and before that what is in `first`."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, first), *sys.path]), **environment}

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from runner.errors import SetupError
-from runner.model_files import Source, load, load_whole, plain, tokenizer_in
+from runner.model_files import Source, load, load_whole, plain
 from runner.model_load import load_config, load_model, load_tokenizer, locate, quieten
 from runner.model_unpacked import CHECKSUMS, cache_folder, copy_of
 from runner.spec import Model, find_shipped
@@ -67,7 +67,7 @@ def test_the_copy_is_the_model_in_every_bit(monkeypatch: pytest.MonkeyPatch) -> 
     memmap = np.memmap  # whose views take much longer than those of a plain array: a fifth of this test
     monkeypatch.setattr(np, "memmap", lambda *words, **options: np.asarray(memmap(*words, **options)))
     source = locate(Model(id=ID))
-    config, tokenizer = load(transformers.AutoConfig, source), tokenizer_in(source)
+    config, tokenizer = load(transformers.AutoConfig, source), load(transformers.AutoTokenizer, source)
     copied_config, copied_tokenizer = load_config(source), load_tokenizer(source)
     ignored = {"dtype", "architectures", "quantization_config", "_name_or_path", "transformers_version"}
 

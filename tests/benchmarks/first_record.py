@@ -6,7 +6,6 @@ on the path. Checkouts are measured in turn, after one run of each that fills th
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,20 +13,19 @@ import time
 from pathlib import Path
 
 import torch
-from helpers import records_so_far
+from helpers import importing, records_so_far
 
 SECONDS_BETWEEN_LOOKS = 0.02
 
 
-def first_record(code: Path, spec: Path, kernels: Path, results: Path) -> float:
+def first_record(code: Path, spec: Path, kernels: str) -> float:
     """Seconds until a run has its first record; the run is ended there."""
-    paths = os.pathsep.join([str(code), *sys.path])
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRITON_CACHE_DIR": str(kernels), "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "runner.cli", str(spec.resolve()), "--results", str(results)]
-    with tempfile.TemporaryFile() as log:
+    environment = importing(code.resolve(), HF_HUB_OFFLINE="1", TRITON_CACHE_DIR=kernels)
+    with tempfile.TemporaryDirectory() as results, tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-m", "runner.cli", spec.resolve(), "--results", results]
         began = time.perf_counter()
         run = subprocess.Popen(command, cwd=code, env=environment, stdout=log, stderr=log)
-        while not records_so_far(results):
+        while not records_so_far(Path(results)):
             if run.poll() is not None:
                 log.seek(0)
                 raise RuntimeError(log.read().decode()[-2000:])
@@ -46,25 +44,18 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3, help="runs of each checkout with and without kernels")
     parser.add_argument("--out", type=Path, required=True, help="the figures, as JSON")
     told = parser.parse_args()
-    codes = [code.resolve() for code in told.code]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found = {
-        "gpu": gpu,
-        "torch": torch.__version__,
-        "seconds": {str(code): {"cold": [], "warm": []} for code in told.code},
-    }
-    with tempfile.TemporaryDirectory() as place:
-        for code in codes:
-            first_record(code, told.spec, Path(place, "kernels"), Path(place, f"results_{codes.index(code)}"))
-        for time_of in range(told.times):
-            for name, code in zip(told.code, codes, strict=True):
-                kernels = Path(place, f"kernels_{codes.index(code)}_{time_of}")
-                for kind in ("cold", "warm"):
-                    results = Path(place, f"results_{codes.index(code)}_{time_of}_{kind}")
-                    seconds = first_record(code, told.spec, kernels, results)
-                    found["seconds"][str(name)][kind].append(round(seconds, 2))
-                    told.out.write_text(json.dumps(found, indent=1) + "\n")
-                    print(name, kind, f"{seconds:.2f} s", flush=True)  # noqa: T201
+    seconds: dict[str, dict[str, list[float]]] = {str(code): {"cold": [], "warm": []} for code in told.code}
+    for code in told.code:
+        with tempfile.TemporaryDirectory() as kernels:
+            first_record(code, told.spec, kernels)
+    for code in told.code * told.times:
+        with tempfile.TemporaryDirectory() as kernels:
+            for kind, known in seconds[str(code)].items():
+                known.append(round(first_record(code, told.spec, kernels), 2))
+                found = {"gpu": gpu, "torch": torch.__version__, "seconds": seconds}
+                told.out.write_text(json.dumps(found, indent=1) + "\n")
+                print(code, kind, f"{known[-1]:.2f} s", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

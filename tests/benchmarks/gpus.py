@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from helpers import records_in
+from helpers import importing, records_in
 
 from tests.benchmarks.decoding import NEW_TOKENS, PROMPT_TOKENS, gemma
 from tests.tiny import tiny_tokenizer
@@ -117,7 +117,7 @@ def measure(folder: Path, name: str, *arguments: str, kill: bool = False, spread
     results, records = folder / f"results_{name}", 0
     program = SPREADING if spread else COMMAND
     command = [sys.executable, *program, "specs/gpus.toml", "--results", str(results), *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = importing(HF_HUB_OFFLINE="1")
     appends: list[float] = []
     peak, size, killed = 0, EMPTY, False
     with utilisation(folder / f"{name}.csv"), (folder / f"{name}.log").open("w") as log:

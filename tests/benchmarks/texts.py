@@ -6,7 +6,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from helpers import importing
 from records import Records, read_records
 
 from runner.results_summary import key_of
@@ -24,19 +24,11 @@ from runner.results_summary import key_of
 def made_anew(folder: Path, place: Path, code: Path) -> list[tuple[Path, Path]]:
     """Every results file of a folder with the one that a checkout makes of its sidecar on this machine."""
     pairs = []
-    paths = os.pathsep.join([str(code.resolve()), *sys.path])
     for path in sorted(folder.glob("outputs_*.json")):
         if not (place / path.name).exists():  # a spec with several methods makes several files
-            command = [
-                sys.executable,
-                "-m",
-                "runner.cli",
-                str(path.resolve().with_suffix(".toml")),
-                "--results",
-                str(place),
-            ]
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
-            subprocess.run([*command, "--log-level", "WARNING"], cwd=code, env=environment, check=True)
+            spec, environment = path.resolve().with_suffix(".toml"), importing(code.resolve(), HF_HUB_OFFLINE="1")
+            command = [sys.executable, "-m", "runner.cli", spec, "--results", place, "--log-level", "WARNING"]
+            subprocess.run(command, cwd=code, env=environment, check=True)
         pairs.append((path, place / path.name))
     return pairs
 

@@ -1,6 +1,5 @@
 """Faults while a model is unpacked into the cache: a run goes on without a copy, and none that is damaged is used."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -9,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from helpers import PROGRAMS
+from helpers import PROGRAMS, importing
 
 from torture.crashes import KILL, SHORT, Case, Outcome, cases_of, happened, injection
 
@@ -22,12 +21,7 @@ def unpack(place: Path, *before: str, look: bool = False, **environment: str) ->
     place.mkdir(parents=True, exist_ok=True)
     (place / "model.gguf").write_bytes(b"GGUF packed")
     command = [*before, sys.executable, PROGRAMS / "unpack_copy.py", place / "model.gguf", *["look"] * look]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "DEGRADE_CACHE": str(place / "cache"),
-        **environment,
-    }
+    environment = importing(DEGRADE_CACHE=str(place / "cache"), **environment)
     environment = {name: value for name, value in environment.items() if value}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
